@@ -1,0 +1,99 @@
+"""The routes of :mod:`ridge` for one matrix Z (m, n); derived here.
+
+- :func:`shared`, no slopes: one Cholesky factor of the smaller of Z^T Z and Z Z^T;
+- :func:`dual`: d = Z^T x, x = S y, (S K S + damping I) y = r with one K = Z Z^T;
+- :func:`primal`: (Z^T S^2 Z + damping I) d = Z^T S r;
+- :func:`minimum_norm`, damping 0: singular values of S Z, cut relative to the largest.
+
+S = diag(s_j). All return d (batch, n) and info (batch,); a failed system's d is NaN.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ._library import in_chunks
+from .scaled_gram import scaled_gram_solve_ex
+from .spd import spd_solve_ex
+from .weighted_gram import weighted_gram_unchecked
+
+
+def shared(Z: Tensor, R: Tensor, damping: float | Tensor) -> tuple[Tensor, Tensor]:
+    """Many right-hand sides, one damping: ``Z: (m, n), R: (batch, m)``."""
+    m, n = Z.shape
+    wide = n > m
+    A = Z @ Z.mT if wide else Z.mT @ Z
+    A.diagonal().add_(damping)
+    factor, info = torch.linalg.cholesky_ex(A)
+    info = _first_bad_pivot(factor, info)
+    solution = torch.cholesky_solve(R.mT if wide else (R @ Z).mT, factor).mT
+    d = torch.where(info == 0, solution @ Z if wide else solution, math.nan)
+    return d, info.expand(R.shape[0]).contiguous()
+
+
+def _first_bad_pivot(factor: Tensor, info: Tensor) -> Tensor:
+    """LAPACK libraries differ in whether a NaN pivot is reported; here it always is."""
+    bad = ~torch.isfinite(factor.diagonal())
+    first = (bad.int().argmax() + 1).to(info.dtype)
+    return torch.where((info == 0) & bad.any(), first, info)
+
+
+def dual(Z: Tensor, R: Tensor, slopes: Tensor, damping: float | Tensor) -> tuple[Tensor, Tensor]:
+    """``Z: (m, n), R and slopes: (batch, m), damping: number or (batch,)``."""
+    x, info = scaled_gram_solve_ex(Z @ Z.mT, slopes, R, damping=damping)
+    return x @ Z, info
+
+
+def primal(Z: Tensor, R: Tensor, slopes: Tensor, damping: float | Tensor) -> tuple[Tensor, Tensor]:
+    """Same arguments; the Gram matrices are formed chunk by chunk within the memory budget."""
+    batch, n = R.shape[0], Z.shape[1]
+    w = slopes.square()
+    B = ((slopes * R) @ Z).unsqueeze(-1)
+    d, info = torch.empty_like(B), B.new_empty(batch, dtype=torch.int32)
+    each = isinstance(damping, Tensor) and damping.dim() == 1
+
+    def work(part: slice) -> None:
+        G = weighted_gram_unchecked(Z, w[part])
+        shift = damping[part] if each else damping  # type: ignore[index]
+        d[part], info[part] = spd_solve_ex(G, B[part], damping=shift)
+
+    in_chunks(batch, Z.element_size() * n * n, work)
+    return d.squeeze(-1), info
+
+
+def minimum_norm(
+    Z: Tensor, R: Tensor, slopes: Tensor | None, rcond: float | None, group: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``pinv(S Z) r`` and the ranks; ``group`` systems in a row share one largest value."""
+    batch, (m, n) = R.shape[0], Z.shape
+    cut = math.sqrt(max(m, n) * torch.finfo(Z.dtype).eps) if rcond is None else rcond
+    if slopes is None:
+        U, inverse, Vh, rank, info = _pinv(Z.unsqueeze(0), cut, 1)
+        d = ((R @ U[0]) * inverse) @ Vh[0]
+        return d, info.expand(batch).contiguous(), rank.expand(batch).contiguous()
+    d = R.new_empty(batch, n)
+    info, rank = R.new_empty(batch, dtype=torch.int32), R.new_empty(batch, dtype=torch.int64)
+
+    def work(part: slice) -> None:
+        J = slopes[part].unsqueeze(-1) * Z
+        U, inverse, Vh, rank[part], info[part] = _pinv(J, cut, group)
+        c = (R[part].unsqueeze(-2) @ U) * inverse.unsqueeze(-2)
+        d[part] = (c @ Vh).squeeze(-2)
+
+    short = min(m, n)
+    in_chunks(batch, Z.element_size() * (3 * m * n + 2 * short * (short + m + n)), work, group)
+    return d, info, rank
+
+
+def _pinv(J: Tensor, cut: float, group: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Factors U, 1/sigma (0 below the cut, NaN for a J that is not finite), V^T, rank, info."""
+    bad = ~torch.isfinite(J).flatten(1).all(-1)
+    U, sigma, Vh = torch.linalg.svd(torch.where(bad[:, None, None], 0, J), full_matrices=False)
+    largest = sigma[:, 0].view(-1, group).amax(-1).repeat_interleave(group).unsqueeze(-1)
+    kept = sigma > cut * largest
+    inverse = torch.where(kept, sigma.reciprocal(), 0)
+    inverse = torch.where(bad.unsqueeze(-1), math.nan, inverse)
+    return U, inverse, Vh, kept.sum(-1), bad.int()

@@ -1,0 +1,195 @@
+"""Conjugate gradient for dense matrices and for callables: the public face of :mod:`krylov`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Size, Tensor
+
+from .. import checks
+from ._failures import raise_failures
+from ._layout import broadcast, damping_tensor, flat, require_damping
+from ._library import DTYPE_NAMES, define, native, not_differentiable
+from .krylov import DEFAULT_RTOL, Apply, CGResult, conjugate_gradient
+
+
+def cg(
+    A: Tensor | Apply,
+    B: Tensor,
+    *,
+    damping: float | Tensor = 0.0,
+    rtol: float | None = None,
+    max_steps: int | None = None,
+    preconditioner: Apply | None = None,
+    x0: Tensor | None = None,
+) -> CGResult:
+    """Conjugate gradient on ``(A + damping I) x = b``, one Krylov system per column of ``B``.
+
+    Every system stops on its own: at ``|b - (A + damping I) x| <= rtol |b|``, computed from x and
+    not by the recursion, at p^T (A + damping I) p <= 0, or at the cap; nothing is iterated past
+    that, and b = 0 gives x = 0 in 0 iterations. Stopping early is no error: see ``converged``.
+
+    Args:
+        A: symmetric positive semi-definite, shape (..., n, n), read in full; or a callable
+            that multiplies a tensor of shape (batch, n, k) by it.
+        B: shape (..., n, k).
+        damping: a number >= 0, or a tensor of the leading shape.
+        rtol: ``None`` means 1e-5 in float32, 1e-10 in float64; 0 takes ``max_steps`` steps.
+        max_steps: cap per system; ``None`` means 10 n.
+        preconditioner: residual -> approximate solution, on shape (batch, n, k); symmetric
+            positive definite.
+        x0: start, broadcast to the shape of x; 0 if ``None``.
+
+    Returns:
+        :class:`CGResult` with x (..., n, k) and iterations, residual, converged (..., k).
+
+    Raises:
+        TypeError: an argument is not a tensor (or callable) or has the wrong dtype.
+        ValueError: wrong shape or device, or a negative or NaN damping or rtol.
+        NonFiniteError: an argument holds NaN or Inf, or the result does.
+        MissingExtensionError: the compiled module is not there.
+
+    Example:
+        >>> result = cg(torch.diag(torch.tensor([1.0, 2.0])), torch.tensor([[1.0], [1.0]]))
+        >>> result.x.ravel(), result.iterations, result.converged
+        (tensor([1.0000, 0.5000]), tensor([2]), tensor([True]))
+        >>> cg(lambda P: 3 * P, torch.ones(1, 2, 1), damping=1.0).x.ravel()
+        tensor([0.2500, 0.2500])
+    """
+    if not callable(A):
+        checks.tensor("A", A)
+    checks.tensor("B", B)
+    checks.shape("B", B, ("n", "k"))
+    if preconditioner is not None and not callable(preconditioner):
+        raise TypeError(
+            f"preconditioner must be callable or None, got {type(preconditioner).__name__}"
+        )
+    tol, cap = stopping(B, rtol, max_steps)
+    shift = damping_tensor(damping, B)
+    if x0 is not None:
+        checks.tensor("x0", x0)
+    if isinstance(A, Tensor) and preconditioner is None:
+        return CGResult(*_op(A, B, shift, tol, cap, x0))
+    return _generic(A, B, shift, tol, cap, preconditioner, x0)
+
+
+def stopping(B: Tensor, rtol: float | None, max_steps: int | None) -> tuple[float, int]:
+    """The two stopping arguments, checked, with their defaults."""
+    tol = DEFAULT_RTOL[B.dtype] if rtol is None else checks.non_negative("rtol", rtol)
+    cap = max(1, 10 * B.shape[-2]) if max_steps is None else max_steps
+    return tol, checks.positive_int("max_steps", cap)
+
+
+def _generic(
+    A: Tensor | Apply,
+    B: Tensor,
+    damping: Tensor,
+    rtol: float,
+    max_steps: int,
+    preconditioner: Apply | None,
+    x0: Tensor | None,
+) -> CGResult:
+    """The loop in torch, for callables, preconditioners and CUDA."""
+    require_damping(damping)
+    lead = _lead(A, B, damping, x0)
+    shape = torch.Size((*lead, *B.shape[-2:]))
+    B3, shift = flat(B, lead, 2), flat(damping, lead, 0).view(-1, 1, 1)
+    multiply = flat(A, lead, 2).matmul if isinstance(A, Tensor) else A
+    result = conjugate_gradient(
+        lambda P: multiply(P) + shift * P,
+        B3,
+        rtol=rtol,
+        max_steps=max_steps,
+        preconditioner=preconditioner,
+        x0=None if x0 is None else flat(x0.expand(shape), lead, 2),
+    )
+    columns = (*lead, B.shape[-1])
+    x, *rest = result
+    result = CGResult(x.reshape(shape), *(value.view(columns) for value in rest))
+    _raise_nonfinite(A, B, x0, result)
+    return result
+
+
+def _lead(A: object, B: Tensor, damping: Tensor, x0: Tensor | None) -> Size:
+    checks.shape("B", B, ("n", "k"))
+    n, k = B.shape[-2:]
+    leads = {"B": B.shape[:-2], "damping": damping.shape}
+    checks.same("damping", damping, "B", B)
+    if isinstance(A, Tensor):
+        checks.same("A", A, "B", B)
+        checks.shape("A", A, (n, n))
+        leads["A"] = A.shape[:-2]
+    if x0 is not None:
+        checks.same("x0", x0, "B", B)
+        checks.shape("x0", x0, (n, k))
+        leads["x0"] = x0.shape[:-2]
+    return broadcast(**leads)
+
+
+def _raise_nonfinite(A: object, B: Tensor, x0: Tensor | None, result: CGResult) -> None:
+    inputs = {"B": B}
+    if isinstance(A, Tensor):
+        inputs["A"] = A
+    if x0 is not None:
+        inputs["x0"] = x0
+    raise_failures("A + damping I", result.residual, None, full=inputs)
+
+
+def _cpu(
+    A: Tensor, B: Tensor, damping: Tensor, rtol: float, max_steps: int, x0: Tensor | None = None
+) -> CGResult:
+    require_damping(damping)
+    lead = _lead(A, B, damping, x0)
+    result = _allocate(B, lead)
+    x, iterations, residual, converged = result
+    if x0 is None:
+        x.zero_()
+    else:
+        x.copy_(x0.expand_as(x))
+    A3, B3, d1 = flat(A, lead, 2), flat(B, lead, 2), flat(damping, lead, 0)
+    batch, n, k = B3.shape
+    if converged.numel() and n:
+        native().cg(
+            *(DTYPE_NAMES[B.dtype], batch, n, k),
+            *(A3.data_ptr(), *A3.stride()),
+            *(d1.data_ptr(), *d1.stride()),
+            *(B3.data_ptr(), *B3.stride()),
+            *(rtol, max_steps, x.data_ptr()),
+            *(iterations.data_ptr(), residual.data_ptr(), converged.data_ptr()),
+        )
+    else:
+        for value, answer in ((iterations, 0), (residual, 0), (converged, True)):
+            value.fill_(answer)
+    _raise_nonfinite(A, B, x0, result)
+    return result
+
+
+def _cuda(
+    A: Tensor, B: Tensor, damping: Tensor, rtol: float, max_steps: int, x0: Tensor | None = None
+) -> CGResult:
+    return _generic(A, B, damping, rtol, max_steps, None, x0)
+
+
+def _allocate(B: Tensor, lead: Size) -> CGResult:
+    n, k = B.shape[-2:]
+    return CGResult(
+        B.new_empty((*lead, n, k)),
+        B.new_empty((*lead, k), dtype=torch.int64),
+        B.new_empty((*lead, k)),
+        B.new_empty((*lead, k), dtype=torch.bool),
+    )
+
+
+def _fake(
+    A: Tensor, B: Tensor, damping: Tensor, rtol: float, max_steps: int, x0: Tensor | None = None
+) -> CGResult:
+    return _allocate(B, _lead(A, B, damping, x0))
+
+
+_op = define(
+    "cg(Tensor A, Tensor B, Tensor damping, float rtol, int max_steps, Tensor? x0=None)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
+    cpu=_cpu,
+    cuda=_cuda,
+    fake=_fake,
+    backward=not_differentiable("cg"),
+)

@@ -1,0 +1,153 @@
+"""Conjugate gradient on many systems at once, each with its own stop.
+
+The loop :func:`conjugate_gradient` is written once, for any operator; :func:`cg` hands a dense
+batch on the CPU to the native kernel, which follows the same rules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+#: An operator or preconditioner: a tensor in, a tensor of the same shape out.
+Apply = Callable[[Tensor], Tensor]
+
+#: Relative residual at which a system counts as solved when ``rtol`` is ``None``.
+DEFAULT_RTOL = {torch.float32: 1e-5, torch.float64: 1e-10}
+
+#: Steps between two looks at "is any system still running", which waits for the device on CUDA.
+CUDA_STEPS_PER_CHECK = 8
+
+
+class CGResult(NamedTuple):
+    """What conjugate gradient found, one entry per system in the last three.
+
+    Attributes:
+        x: the solutions.
+        iterations: int64, steps that the system took.
+        residual: recomputed ``|b - A x| / |b|``; 0 where b = 0.
+        converged: bool, ``|b - A x| <= rtol |b|``.
+    """
+
+    x: Tensor
+    iterations: Tensor
+    residual: Tensor
+    converged: Tensor
+
+
+@torch.no_grad()
+def conjugate_gradient(
+    apply: Apply,
+    B: Tensor,
+    *,
+    rtol: float,
+    max_steps: int,
+    preconditioner: Apply | None = None,
+    x0: Tensor | None = None,
+) -> CGResult:
+    """Preconditioned conjugate gradient (Hestenes and Stiefel 1952) on every column of ``B``.
+
+    One Krylov system per column. A system pauses when its recursive residual reaches
+    ``rtol |b|``, after ``max_steps`` steps, or for good when ``p^T A p <= 0`` (or anything in it
+    is not finite); a paused system does not change any more. When all pause, the true residuals
+    are computed, and systems that are not there yet go on from them: rounding in the recursion
+    neither ends a solve too early nor lets one run past convergence.
+
+    Args:
+        apply: the damped symmetric positive definite operator on tensors of B's shape.
+        B: shape (..., n, k).
+        rtol: relative residual to reach; 0 takes exactly ``max_steps`` steps, unless a system
+            breaks down or is solved exactly.
+        max_steps: cap per system.
+        preconditioner: residual -> approximate solution, symmetric positive definite.
+        x0: start, shape of ``B``; 0 if ``None``. Where b = 0 the result is 0 whatever the start.
+
+    Returns:
+        x of shape (..., n, k); iterations, residual and converged of shape (..., k).
+    """
+    if B.shape[-2] == 0:
+        return _nothing_to_solve(B)
+    scale = _power_of_two(B)
+    B = B / scale
+    norm = torch.linalg.vector_norm(B, dim=-2)
+    target = rtol * norm
+    if x0 is None:
+        X, R = torch.zeros_like(B), B.clone()
+    else:
+        X = torch.where((norm == 0).unsqueeze(-2), 0, x0 / scale)
+        R = B - apply(X)
+    steps = torch.zeros_like(norm, dtype=torch.int64)
+    alive = torch.ones_like(norm, dtype=torch.bool)
+    while True:
+        distance = torch.linalg.vector_norm(R, dim=-2)
+        running = alive & (distance > target) & (steps < max_steps)
+        if not bool(running.any()):
+            break
+        _run(apply, preconditioner, X, R, running, alive, steps, target, max_steps)
+        R = B - apply(X)
+    residual = torch.where(norm == 0, 0, distance / norm)
+    return CGResult(X * scale, steps, residual, distance <= target)
+
+
+def _run(
+    apply: Apply,
+    preconditioner: Apply | None,
+    X: Tensor,
+    R: Tensor,
+    running: Tensor,
+    alive: Tensor,
+    steps: Tensor,
+    target: Tensor,
+    max_steps: int,
+) -> None:
+    """Iterate until every system pauses; updates X, R, alive and steps in place."""
+    Z = R if preconditioner is None else preconditioner(R)
+    P, rho = Z.clone(), _dot(R, Z)
+    steps_per_check = CUDA_STEPS_PER_CHECK if X.is_cuda else 1
+    while True:
+        for _ in range(steps_per_check):
+            Q = apply(P)
+            curvature = _dot(P, Q)
+            sound = (curvature > 0) & (curvature < torch.inf) & (rho > 0)
+            alive &= sound | ~running
+            running = running & sound
+            alpha = torch.where(running, rho / curvature, 0).unsqueeze(-2)
+            X.addcmul_(alpha, P)
+            R.addcmul_(alpha, Q, value=-1)
+            steps += running
+            running = running & (torch.linalg.vector_norm(R, dim=-2) > target)
+            running = running & (steps < max_steps)
+            Z = R if preconditioner is None else preconditioner(R)
+            rho, previous = _dot(R, Z), rho
+            # A paused system has beta = 0, so that its unused direction stays bounded.
+            beta = torch.where(running, rho / previous, 0).unsqueeze(-2)
+            P = torch.addcmul(Z, beta, P)
+        if not bool(running.any()):
+            return
+
+
+def _dot(left: Tensor, right: Tensor) -> Tensor:
+    return (left * right).sum(-2)
+
+
+def _power_of_two(B: Tensor) -> Tensor:
+    """The power of two next below each column's largest entry, shape (..., 1, k).
+
+    Dividing by it is exact, and squared norms of tiny or huge columns stay in range.
+    """
+    largest = B.abs().amax(-2, keepdim=True)
+    exponent = torch.frexp(largest).exponent - 1
+    return torch.ldexp(torch.ones_like(largest), exponent)
+
+
+def _nothing_to_solve(B: Tensor) -> CGResult:
+    columns = (*B.shape[:-2], B.shape[-1])
+    return CGResult(
+        B.clone(),
+        B.new_zeros(columns, dtype=torch.int64),
+        B.new_zeros(columns),
+        B.new_ones(columns, dtype=torch.bool),
+    )

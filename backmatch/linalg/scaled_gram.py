@@ -1,0 +1,209 @@
+"""Systems that share one Gram matrix and differ in a diagonal scaling: D K D + damping I."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Size, Tensor
+
+from .. import checks
+from ._failures import raise_failures
+from ._layout import damping_tensor, families, family_lead, require_damping
+from ._library import (
+    DTYPE_NAMES,
+    define,
+    in_chunks,
+    launch,
+    native,
+    native_cuda,
+    not_differentiable,
+)
+from .min_norm import pinv_solve
+
+
+def scaled_gram_solve(K: Tensor, D: Tensor, R: Tensor, *, damping: float | Tensor) -> Tensor:
+    """``x_j = D_j y_j`` with ``(D_j K D_j + damping_j I) y_j = R_j``, ``D_j = diag(D[j])``.
+
+    With K = Z Z^T this is the dual of the least-squares problem of :func:`ridge`, whose solution
+    is Z^T x_j. K is read once for all systems, no scaled copy of it is formed in memory. Entries
+    with D = 0 drop out: their x is exactly 0 and they cost nothing. Systems with damping 0 get the
+    minimum-norm answer ``D_j pinv(D_j K D_j) R_j``, with the cut of :func:`min_norm_solve`. Only
+    the lower triangle of K is read.
+
+    Args:
+        K: shape (..., n, n), symmetric positive semi-definite.
+        D: shape (..., batch, n).
+        R: shape (..., batch, n); leading dimensions broadcast with those of ``D``.
+        damping: a number >= 0, or a tensor of shape (..., batch).
+
+    Returns:
+        x of shape (..., batch, n).
+
+    Raises:
+        TypeError: an argument is not a tensor or has the wrong dtype.
+        ValueError: wrong shape or device, or damping negative, NaN or infinite.
+        NonFiniteError: ``K``, ``D`` or ``R`` holds NaN or Inf, or the result overflowed.
+        NotPositiveDefiniteError: a damped matrix is not positive definite.
+        MissingExtensionError: the compiled module is not there.
+
+    Example:
+        >>> K = torch.tensor([[2.0, 0.0], [0.0, 3.0]])
+        >>> D = torch.tensor([[1.0, 1.0], [0.0, 2.0]])
+        >>> R = torch.tensor([[3.0, 8.0], [3.0, 13.0]])
+        >>> scaled_gram_solve(K, D, R, damping=1.0).round(decimals=4)
+        tensor([[1., 2.],
+                [0., 2.]])
+    """
+    for name, value in (("K", K), ("D", D), ("R", R)):
+        checks.tensor(name, value)
+    X: Tensor = _op(K, D, R, damping_tensor(damping, K), True)[0]
+    return X
+
+
+def scaled_gram_solve_ex(
+    K: Tensor, D: Tensor, R: Tensor, *, damping: float | Tensor
+) -> tuple[Tensor, Tensor]:
+    """:func:`scaled_gram_solve` that reports failures instead of raising, never synchronises.
+
+    Damping 0 is not special here: a singular system fails. The values of a damping tensor are not
+    checked.
+
+    Returns:
+        x of shape (..., batch, n) and ``info`` of shape (..., batch), int32, with the meaning of
+        :func:`spd_solve_ex`; pivots count the rows of K. A failed system's x is all NaN.
+
+    Example:
+        >>> x, info = scaled_gram_solve_ex(
+        ...     -torch.eye(2), torch.tensor([[0.0, 1.0], [0.0, 0.0]]), torch.ones(2, 2), damping=0.5
+        ... )
+        >>> info
+        tensor([2, 0], dtype=torch.int32)
+    """
+    for name, value in (("K", K), ("D", D), ("R", R)):
+        checks.tensor(name, value)
+    X, info = _op(K, D, R, damping_tensor(damping, K), False)
+    return X, info
+
+
+def family_shape(K: Tensor, D: Tensor, R: Tensor, damping: Tensor) -> Size:
+    """Check the four against each other; return the leading shape of the systems."""
+    for name, value in (("D", D), ("R", R), ("damping", damping)):
+        checks.same(name, value, "K", K)
+    n = checks.square("K", K)
+    tail: tuple[int | str, ...] = (n,) if K.dim() == 2 else ("batch", n)
+    checks.shape("D", D, tail)
+    checks.shape("R", R, tail)
+    return family_lead("K", K, D=D.shape[:-1], R=R.shape[:-1], damping=damping.shape)
+
+
+def _cpu(
+    K: Tensor, D: Tensor, R: Tensor, damping: Tensor, check: bool = False
+) -> tuple[Tensor, Tensor]:
+    lead = family_shape(K, D, R, damping)
+    if check:
+        require_damping(damping)
+    X, info = _allocate(R, lead)
+    kernel = native().scaled_gram_solve
+    if X.numel():
+        for part in families(K, lead, (D, 1), (R, 1), (damping, 0), (X, 1), (info, 0)):
+            _call(kernel, *part)
+    return _checked(K, D, R, damping, X, info, check)
+
+
+def _cuda(
+    K: Tensor, D: Tensor, R: Tensor, damping: Tensor, check: bool = False
+) -> tuple[Tensor, Tensor]:
+    lead = family_shape(K, D, R, damping)
+    if check:
+        require_damping(damping)
+    X, info = _allocate(R, lead)
+    kernels, dtype, n = native_cuda(), DTYPE_NAMES[K.dtype], K.shape[-1]
+
+    def solve(shared: Tensor, *systems: Tensor) -> None:
+        def enqueue(part: slice, workspace: int, stream: int) -> None:
+            inputs: list[Any] = [shared, *(value[part] for value in systems)]
+            _call(kernels.scaled_gram_solve, *inputs, workspace, stream)
+
+        count = systems[0].shape[0]
+        launch(K.device, count, lambda b: kernels.scaled_gram_solve_workspace(dtype, b, n), enqueue)
+
+    if X.numel():
+        for part in families(K, lead, (D, 1), (R, 1), (damping, 0), (X, 1), (info, 0)):
+            solve(*part)
+    return _checked(K, D, R, damping, X, info, check)
+
+
+def _call(
+    kernel: Any,
+    K: Tensor,
+    D: Tensor,
+    R: Tensor,
+    damping: Tensor,
+    X: Tensor,
+    info: Tensor,
+    *tail: int,
+) -> None:
+    kernel(
+        *(DTYPE_NAMES[K.dtype], *R.shape),
+        *(K.data_ptr(), *K.stride()),
+        *(D.data_ptr(), *D.stride()),
+        *(R.data_ptr(), *R.stride()),
+        *(damping.data_ptr(), *damping.stride()),
+        *(X.data_ptr(), info.data_ptr(), *tail),
+    )
+
+
+def _allocate(R: Tensor, lead: Size) -> tuple[Tensor, Tensor]:
+    X = R.new_empty((*lead, R.shape[-1]))
+    return X, R.new_zeros(lead, dtype=torch.int32)
+
+
+def _checked(
+    K: Tensor, D: Tensor, R: Tensor, damping: Tensor, X: Tensor, info: Tensor, check: bool
+) -> tuple[Tensor, Tensor]:
+    if check:
+        lead = info.shape
+        if bool((damping == 0).any()):
+            for part in families(K, lead, (D, 1), (R, 1), (damping, 0), (X, 1), (info, 0)):
+                _minimum_norm(*part)
+        what = "D K D + damping I"
+        raise_failures(what, X, info, lower={"K": K}, full={"D": D, "R": R})
+    return X, info
+
+
+def _minimum_norm(
+    K: Tensor, D: Tensor, R: Tensor, damping: Tensor, X: Tensor, info: Tensor
+) -> None:
+    """Replace the results of the undamped systems, whose Cholesky factor means nothing."""
+    undamped = (damping == 0).nonzero().flatten()
+    n = K.shape[-1]
+    checks.finite("K", K.tril())
+    checks.finite("D", D)
+    checks.finite("R", R)
+
+    def work(part: slice) -> None:
+        j = undamped[part]
+        d = D[j]
+        scaled = d.unsqueeze(-1) * K * d.unsqueeze(-2)
+        X[j] = d * pinv_solve(scaled, R[j].unsqueeze(-1), None, name="D K D").squeeze(-1)
+        info[j] = 0
+
+    if n:
+        in_chunks(undamped.numel(), 8 * n * (5 * n + 3), work)
+
+
+def _fake(
+    K: Tensor, D: Tensor, R: Tensor, damping: Tensor, check: bool = False
+) -> tuple[Tensor, Tensor]:
+    return _allocate(R, family_shape(K, D, R, damping))
+
+
+_op = define(
+    "scaled_gram_solve(Tensor K, Tensor D, Tensor R, Tensor damping, bool check=False)"
+    " -> (Tensor, Tensor)",
+    cpu=_cpu,
+    cuda=_cuda,
+    fake=_fake,
+    backward=not_differentiable("scaled_gram_solve"),
+)

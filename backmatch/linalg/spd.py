@@ -1,0 +1,170 @@
+"""Batched symmetric positive definite systems: factor and solve in one kernel."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Size, Tensor
+
+from .. import checks
+from ._failures import raise_failures
+from ._layout import broadcast, damping_tensor, flat, require_damping
+from ._library import DTYPE_NAMES, define, launch, native, native_cuda
+
+
+def spd_solve(A: Tensor, B: Tensor, *, damping: float | Tensor = 0.0) -> Tensor:
+    """Solve ``(A + damping I) X = B`` for symmetric positive definite ``A + damping I``.
+
+    A Cholesky factorisation per system (LAPACK's ``potrf`` and ``potrs``), fused; only the lower
+    triangle of ``A`` is read, nothing is modified. Differentiable to any order in ``A``, ``B`` and
+    ``damping``; the gradient of ``A`` fills the lower triangle, the part that the function reads.
+
+    Args:
+        A: shape (..., n, n), any strides, float32 or float64.
+        B: shape (..., n, k); leading dimensions broadcast with those of ``A``.
+        damping: a number >= 0, or a tensor of the leading shape with one value per system.
+
+    Returns:
+        X of shape (..., n, k), contiguous.
+
+    Raises:
+        TypeError: an argument is not a tensor or has the wrong dtype.
+        ValueError: wrong shape or device, or damping negative, NaN or infinite.
+        NonFiniteError: ``A`` or ``B`` holds NaN or Inf, or the result overflowed.
+        NotPositiveDefiniteError: a matrix is not positive definite; no jitter is added.
+        MissingExtensionError: the compiled module is not there.
+
+    Example:
+        >>> A = torch.tensor([[4.0, 0.0], [2.0, 3.0]])  # upper triangle is not read
+        >>> spd_solve(A, torch.tensor([[8.0], [7.0]]))
+        tensor([[1.2500],
+                [1.5000]])
+        >>> spd_solve(A, torch.tensor([[8.0], [7.0]]), damping=torch.tensor([0.0, 1.0])).shape
+        torch.Size([2, 2, 1])
+    """
+    checks.tensor("A", A)
+    checks.tensor("B", B)
+    X: Tensor = _op(A, B, damping_tensor(damping, A), True)[0]
+    return X
+
+
+def spd_solve_ex(A: Tensor, B: Tensor, *, damping: float | Tensor = 0.0) -> tuple[Tensor, Tensor]:
+    """:func:`spd_solve` that reports failures instead of raising them, and never synchronises.
+
+    Returns:
+        X of shape (..., n, k) and ``info`` of shape (...), int32: 0 where the system was solved,
+        else the order (1-based) of the leading minor that is not positive, as in LAPACK's
+        ``potrf``; NaN and Inf in ``A`` count as not positive. A failed system's X is all NaN.
+        The values of a damping tensor are not checked.
+
+    Example:
+        >>> A = torch.stack([torch.eye(2), -torch.eye(2)])
+        >>> X, info = spd_solve_ex(A, torch.ones(2, 1))
+        >>> info
+        tensor([0, 1], dtype=torch.int32)
+    """
+    checks.tensor("A", A)
+    checks.tensor("B", B)
+    X, info = _op(A, B, damping_tensor(damping, A), False)
+    return X, info
+
+
+def _lead(A: Tensor, B: Tensor, damping: Tensor) -> Size:
+    """Check the three against each other; return the broadcast leading shape."""
+    checks.same("B", B, "A", A)
+    checks.same("damping", damping, "A", A)
+    checks.shape("B", B, (checks.square("A", A), "k"))
+    return broadcast(A=A.shape[:-2], B=B.shape[:-2], damping=damping.shape)
+
+
+def _cpu(A: Tensor, B: Tensor, damping: Tensor, check: bool = False) -> tuple[Tensor, Tensor]:
+    lead = _lead(A, B, damping)
+    if check:
+        require_damping(damping)
+    X, info = _allocate(A, B, lead)
+    if X.shape[-2] and info.numel():
+        systems = (flat(A, lead, 2), flat(B, lead, 2), flat(damping, lead, 0))
+        _call(native().spd_solve, *systems, X, info)
+    return _checked(A, B, damping, X, info, check)
+
+
+def _cuda(A: Tensor, B: Tensor, damping: Tensor, check: bool = False) -> tuple[Tensor, Tensor]:
+    lead = _lead(A, B, damping)
+    if check:
+        require_damping(damping)
+    X, info = _allocate(A, B, lead)
+    A3, B3, d1 = flat(A, lead, 2), flat(B, lead, 2), flat(damping, lead, 0)
+    X3, info1 = flat(X, lead, 2), flat(info, lead, 0)
+    kernels, dtype, (batch, n, k) = native_cuda(), DTYPE_NAMES[A.dtype], B3.shape
+
+    def enqueue(part: slice, workspace: int, stream: int) -> None:
+        systems = (A3[part], B3[part], d1[part], X3[part], info1[part])
+        _call(kernels.spd_solve, *systems, workspace, stream)
+
+    if batch and n:
+        launch(A.device, batch, lambda b: kernels.spd_solve_workspace(dtype, b, n, k), enqueue)
+    return _checked(A, B, damping, X, info, check)
+
+
+def _call(
+    kernel: Any, A: Tensor, B: Tensor, damping: Tensor, X: Tensor, info: Tensor, *tail: int
+) -> None:
+    kernel(
+        *(DTYPE_NAMES[A.dtype], *B.shape),
+        *(A.data_ptr(), *A.stride()),
+        *(damping.data_ptr(), *damping.stride()),
+        *(B.data_ptr(), *B.stride()),
+        *(X.data_ptr(), info.data_ptr(), *tail),
+    )
+
+
+def _allocate(A: Tensor, B: Tensor, lead: Size) -> tuple[Tensor, Tensor]:
+    X = B.new_empty((*lead, *B.shape[-2:]))
+    return X, B.new_zeros(lead, dtype=torch.int32)
+
+
+def _checked(
+    A: Tensor, B: Tensor, damping: Tensor, X: Tensor, info: Tensor, check: bool
+) -> tuple[Tensor, Tensor]:
+    if check:
+        raise_failures("A + damping I", X, info, lower={"A": A}, full={"B": B})
+    return X, info
+
+
+def _fake(A: Tensor, B: Tensor, damping: Tensor, check: bool = False) -> tuple[Tensor, Tensor]:
+    return _allocate(A, B, _lead(A, B, damping))
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    A, B, damping, _ = inputs
+    ctx.save_for_backward(A, damping, output[0])
+    ctx.B_shape = B.shape
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, grad_X: Tensor | None, grad_info: Any) -> tuple[Tensor | None, ...]:
+    """X = S^-1 B with S = A + damping I: dB = S^-1 dX, dS = -dB X^T."""
+    if grad_X is None:
+        return None, None, None, None
+    A, damping, X = ctx.saved_tensors
+    grad_B, _ = _op(A, grad_X, damping, False)
+    grad_A = grad_damping = None
+    if ctx.needs_input_grad[0]:
+        # The entry (i, j), i > j, of the lower triangle stands for (j, i) as well.
+        G = -grad_B @ X.mT
+        grad_A = (G.tril() + G.triu(1).mT).sum_to_size(A.shape)
+    if ctx.needs_input_grad[2]:
+        grad_damping = -(grad_B * X).sum((-2, -1)).sum_to_size(damping.shape)
+    return grad_A, grad_B.sum_to_size(ctx.B_shape), grad_damping, None
+
+
+_op = define(
+    "spd_solve(Tensor A, Tensor B, Tensor damping, bool check=False) -> (Tensor, Tensor)",
+    cpu=_cpu,
+    cuda=_cuda,
+    fake=_fake,
+    backward=_backward,
+    setup_context=_setup_context,
+)

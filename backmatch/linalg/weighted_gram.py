@@ -1,0 +1,126 @@
+"""Gram matrices of one set of rows under many weightings: Z^T diag(w_j) Z + damping I."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Size, Tensor
+
+from .. import checks
+from ._failures import raise_failures
+from ._layout import damping_tensor, families, family_lead, require_damping
+from ._library import DTYPE_NAMES, define, in_chunks, native, not_differentiable
+
+
+def weighted_gram(Z: Tensor, w: Tensor, *, damping: float | Tensor = 0.0) -> Tensor:
+    """``G_j = Z^T diag(w_j) Z + damping_j I`` for every row w_j of ``w``.
+
+    On the CPU rows with weight 0 are skipped and no (batch, m, n) temporary is formed.
+
+    Args:
+        Z: shape (..., m, n).
+        w: shape (..., batch, m), of any sign.
+        damping: a number >= 0, or a tensor of shape (..., batch).
+
+    Returns:
+        G of shape (..., batch, n, n), symmetric, both triangles filled.
+
+    Raises:
+        TypeError: an argument is not a tensor or has the wrong dtype.
+        ValueError: wrong shape or device, or damping negative, NaN or infinite.
+        NonFiniteError: ``Z`` or ``w`` holds NaN or Inf, or the result overflowed.
+        MissingExtensionError: the compiled module is not there.
+
+    Example:
+        >>> import torch
+        >>> Z = torch.tensor([[1.0, 2.0], [0.0, 1.0]])
+        >>> weighted_gram(Z, torch.tensor([[1.0, 3.0]]), damping=0.5)
+        tensor([[[1.5000, 2.0000],
+                 [2.0000, 7.5000]]])
+    """
+    checks.tensor("Z", Z)
+    checks.tensor("w", w)
+    G: Tensor = _op(Z, w, damping_tensor(damping, Z), True)
+    return G
+
+
+def weighted_gram_unchecked(Z: Tensor, w: Tensor) -> Tensor:
+    """:func:`weighted_gram` without damping; NaN goes through, nothing synchronises."""
+    G: Tensor = _op(Z, w, damping_tensor(0.0, Z), False)
+    return G
+
+
+def _lead(Z: Tensor, w: Tensor, damping: Tensor) -> Size:
+    checks.same("w", w, "Z", Z)
+    checks.same("damping", damping, "Z", Z)
+    checks.shape("Z", Z, ("m", "n"))
+    m = Z.shape[-2]
+    checks.shape("w", w, (m,) if Z.dim() == 2 else ("batch", m))
+    return family_lead("Z", Z, w=w.shape[:-1], damping=damping.shape)
+
+
+def _cpu(Z: Tensor, w: Tensor, damping: Tensor, check: bool = False) -> Tensor:
+    lead = _lead(Z, w, damping)
+    if check:
+        require_damping(damping)
+    G = _allocate(Z, lead)
+    kernel = native().weighted_gram
+    if G.numel():
+        for part in families(Z, lead, (w, 1), (damping, 0), (G, 2)):
+            _call(kernel, *part)
+    return _checked(Z, w, G, check)
+
+
+def _call(kernel: Any, Z: Tensor, w: Tensor, damping: Tensor, G: Tensor) -> None:
+    kernel(
+        *(DTYPE_NAMES[Z.dtype], w.shape[0], *Z.shape),
+        *(Z.data_ptr(), *Z.stride()),
+        *(w.data_ptr(), *w.stride()),
+        *(damping.data_ptr(), *damping.stride()),
+        G.data_ptr(),
+    )
+
+
+def _cuda(Z: Tensor, w: Tensor, damping: Tensor, check: bool = False) -> Tensor:
+    """Chunks of one batched product each."""
+    lead = _lead(Z, w, damping)
+    if check:
+        require_damping(damping)
+    G = _allocate(Z, lead)
+    for part in families(Z, lead, (w, 1), (damping, 0), (G, 2)):
+        _products(*part)
+    return _checked(Z, w, G, check)
+
+
+def _products(Z: Tensor, w: Tensor, damping: Tensor, G: Tensor) -> None:
+    def work(part: slice) -> None:
+        G[part] = (Z.mT * w[part].unsqueeze(-2)) @ Z
+        G[part].diagonal(dim1=-2, dim2=-1).add_(damping[part].unsqueeze(-1))
+
+    in_chunks(w.shape[0], Z.element_size() * (Z.numel() + Z.shape[-1] ** 2), work)
+
+
+def _allocate(Z: Tensor, lead: Size) -> Tensor:
+    n = Z.shape[-1]
+    return Z.new_empty((*lead, n, n))
+
+
+def _checked(Z: Tensor, w: Tensor, G: Tensor, check: bool) -> Tensor:
+    if check:
+        # A NaN or Inf in column c of Z, or in w_j, always reaches the diagonal of G_j.
+        diagonal = G.diagonal(dim1=-2, dim2=-1)
+        raise_failures("G", diagonal, None, full={"Z": Z, "w": w})
+    return G
+
+
+def _fake(Z: Tensor, w: Tensor, damping: Tensor, check: bool = False) -> Tensor:
+    return _allocate(Z, _lead(Z, w, damping))
+
+
+_op = define(
+    "weighted_gram(Tensor Z, Tensor w, Tensor damping, bool check=False) -> Tensor",
+    cpu=_cpu,
+    cuda=_cuda,
+    fake=_fake,
+    backward=not_differentiable("weighted_gram"),
+)

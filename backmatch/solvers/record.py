@@ -1,0 +1,59 @@
+"""What one solve did: the record that a report carries."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class SolveRecord:
+    """One side of one block in one sweep.
+
+    Attributes:
+        solver: ``"gradient"``, ``"scalar"``, ``"cg"``, ``"cholesky"`` or ``"layer_inverse"``:
+            the route that ran (``Auto`` reports the one it chose).
+        structure: what one system is: ``"unit"`` (output unit), ``"sample"`` or ``"joint"``.
+        systems: number of independent systems.
+        unknowns: unknowns per system.
+        damping: the damping in force on the scale of H: a float, or a tensor with one value per
+            sample; ``None`` where the solver has none.
+        scale: the scalar c of :class:`Scalar`, else ``None``.
+        iterations: most CG iterations over the systems (0 for direct solves).
+        residual: worst relative residual of the damped normal equations over the systems,
+            ``|(H + damping) d - g| / |g|``; ``None`` where no system was solved.
+        converged: whether every system met its tolerance.
+        rank: rank of the whole Jacobian, summed over systems, where known (damping 0).
+        trace: ``"exact"`` or ``"estimated"``: how :class:`Relative` damping got its trace.
+    """
+
+    solver: str
+    structure: str
+    systems: int
+    unknowns: int
+    damping: float | Tensor | None = None
+    scale: float | None = None
+    iterations: int = 0
+    residual: float | None = None
+    converged: bool = True
+    rank: int | None = None
+    trace: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain numbers for a log; a per-sample damping is given by its median."""
+        values = dict(self.__dict__)
+        if isinstance(self.damping, Tensor):
+            values["damping"] = float(self.damping.median())
+        return values
+
+
+def relative_residual(applied: Tensor, rhs: Tensor) -> float:
+    """Worst ``|applied - rhs| / |rhs|`` over the rows; rows with rhs 0 count their absolute value."""
+    if rhs.numel() == 0:
+        return 0.0
+    error = torch.linalg.vector_norm(applied - rhs, dim=-1)
+    size = torch.linalg.vector_norm(rhs, dim=-1)
+    return float((error / torch.where(size > 0, size, torch.ones_like(size))).max())

@@ -1,0 +1,120 @@
+"""What ``--method`` names: fill ``.grad`` from one batch and say what was done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from ..errors import NonFiniteError
+from ..matching import BackMatching
+from ..partitioning import partition
+from ..solvers import CG, Auto, Cholesky, Gradient, Relative, Scalar
+from ..sweep import Step
+from .config import TrainConfig
+
+
+@dataclass(frozen=True)
+class Result:
+    """One filled gradient: the loss and the output before the step, and fields for the log."""
+
+    loss: float
+    output: Tensor
+    log: dict[str, Any] = field(default_factory=dict)
+
+
+#: Fills ``.grad`` of the model's parameters from inputs and labels.
+Method = Callable[[Tensor, Tensor], Result]
+
+
+_SOLVERS = {"auto": Auto, "cholesky": Cholesky, "cg": CG, "scalar": Scalar}
+
+T = TypeVar("T")
+
+
+def create(model: nn.Sequential, config: TrainConfig) -> Method:
+    """The method of a run."""
+    if config.method == "bp":
+        return lambda x, y: _back_propagate(model, x, y)
+    matcher = create_matcher(model, config)
+    return lambda x, y: _back_match(matcher, x, y)
+
+
+def create_matcher(model: nn.Sequential, config: TrainConfig) -> BackMatching:
+    """The matcher that the options of a back-matching run describe."""
+    weights, inputs = solvers(config)
+    return BackMatching(
+        partition(model, by=settled(config.blocks)),
+        weights=weights,
+        inputs=inputs,
+        target_step=settled(config.target_step),
+        order=settled(config.order),
+    )
+
+
+def solvers(config: TrainConfig) -> tuple[Any, Any]:
+    """The solvers of the weight problems and of the input problems."""
+    weights = solver(settled(config.weights), config.weight_damping)
+    return weights, solver(settled(config.inputs), config.input_damping)
+
+
+def settled(value: T | None) -> T:
+    """The value of an option that only back-propagation leaves open."""
+    assert value is not None
+    return value
+
+
+def solver(name: str, damping: float | str | None) -> Any:
+    """The solver object of an option pair like ``auto`` and ``rel:0.1``.
+
+    >>> solver("cg", "rel:0.1").damping
+    Relative(factor=0.1)
+    """
+    if name == "gradient":
+        return Gradient()
+    amount = settled(damping)
+    value = Relative(float(amount[4:])) if isinstance(amount, str) else amount
+    return _SOLVERS[name](damping=value)
+
+
+def _back_propagate(model: nn.Module, x: Tensor, y: Tensor) -> Result:
+    output = model(x)
+    loss = cross_entropy(output, y)
+    value = float(loss.detach())
+    if not torch.isfinite(loss):
+        raise NonFiniteError("loss", 1, 1)
+    torch.autograd.backward(loss)
+    return Result(value, output.detach())
+
+
+def _back_match(matcher: BackMatching, x: Tensor, y: Tensor) -> Result:
+    step = matcher.backward(x, lambda output: cross_entropy(output, y))
+    return Result(float(step.loss), step.output, summarize(step))
+
+
+def summarize(step: Step) -> dict[str, Any]:
+    """The solves of a step in four numbers: is every system solved, and at what cost?
+
+    ``residual`` is the worst relative residual of the normal equations over all blocks and
+    sides and ``residual_block`` where it stood; ``iterations`` is the most that any conjugate
+    gradient took.
+    """
+    worst, where, iterations, converged = 0.0, "", 0, True
+    for block in step.blocks:
+        for side, record in (("weights", block.weight), ("inputs", block.input)):
+            if record is None:
+                continue
+            iterations = max(iterations, record.iterations)
+            converged = converged and record.converged
+            if record.residual is not None and record.residual > worst:
+                worst, where = record.residual, f"{block.name} {side}"
+    return {
+        "residual": worst,
+        "residual_block": where,
+        "iterations": iterations,
+        "converged": converged,
+    }

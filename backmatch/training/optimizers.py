@@ -1,0 +1,19 @@
+"""The optimizers that ``--optimizer`` names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import nn
+
+from .config import TrainConfig
+
+Parameters = Iterable[nn.Parameter]
+
+OPTIMIZERS: dict[str, Callable[[Parameters, TrainConfig], torch.optim.Optimizer]] = {
+    "sgd": lambda p, c: torch.optim.SGD(p, lr=c.lr, momentum=c.momentum or 0.0),
+    "adam": lambda p, c: torch.optim.Adam(p, lr=c.lr),
+    "adamw": lambda p, c: torch.optim.AdamW(p, lr=c.lr),
+    "rmsprop": lambda p, c: torch.optim.RMSprop(p, lr=c.lr, momentum=c.momentum or 0.0),
+}

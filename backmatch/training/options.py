@@ -1,0 +1,272 @@
+"""The options of ``backmatch train``: one table for flags, config files and the help text.
+
+Every value, from a flag or from a config file, goes through the same reader, so the same
+mistake gets the same sentence. Nothing here imports torch or NumPy.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from .failures import show
+
+#: A reader turns a raw value into the option's value or raises ``ValueError(what it expects)``.
+Reader = Callable[[Any], Any]
+
+DATA = ("digits", "synthetic")
+LATER_DATA = ("cifar10", "cifar100")
+MODELS = ("mlp",)
+METHODS = ("backmatch", "bp")
+SOLVERS = ("auto", "cholesky", "cg", "scalar", "gradient")
+OPTIMIZERS = ("sgd", "adam", "adamw", "rmsprop")
+
+
+def choice(*names: str) -> Reader:
+    """One of a few names."""
+
+    def read(raw: Any) -> str:
+        if not isinstance(raw, str) or raw not in names:
+            raise ValueError(f"one of {', '.join(names)}")
+        return raw
+
+    return read
+
+
+def integer(low: int, high: int = 2**63 - 1) -> Reader:
+    """A whole number from ``low`` to ``high``, as an int or in decimal digits."""
+
+    def read(raw: Any) -> int:
+        expected = f"a whole number >= {low}" if high == 2**63 - 1 else f"{low} to {high}"
+        if isinstance(raw, str) and len(raw) <= 20 and raw.isascii() and raw.isdigit():
+            raw = int(raw)
+        if isinstance(raw, bool) or not isinstance(raw, int) or not low <= raw <= high:
+            raise ValueError(expected)
+        return raw
+
+    return read
+
+
+def number(low: float, *, included: bool, below: float = math.inf) -> Reader:
+    """A finite number in (low, below), or [low, below) if ``included``."""
+    expected = f"a number {'>=' if included else '>'} {low:g}"
+    if below < math.inf:
+        expected += f" and < {below:g}"
+
+    def read(raw: Any) -> float:
+        value = _as_float(raw, expected)
+        if not math.isfinite(value) or not value < below:
+            raise ValueError(expected)
+        if value < low or (value == low and not included):
+            raise ValueError(expected)
+        return value
+
+    return read
+
+
+def damping(raw: Any) -> float | str:
+    """``0.5`` (absolute) or ``rel:0.1`` (relative to the mean diagonal of the system)."""
+    expected = "a number >= 0 or rel:C with a number C >= 0, for example rel:0.1"
+    relative = isinstance(raw, str) and raw.startswith("rel:")
+    value = _as_float(raw[len("rel:") :] if relative else raw, expected)
+    if not math.isfinite(value) or value < 0:
+        raise ValueError(expected)
+    return f"rel:{value!r}" if relative else value
+
+
+def widths(raw: Any) -> list[int]:
+    """Hidden layer sizes: ``128,128``, or ``none`` for no hidden layer."""
+    if raw == "none":
+        return []
+    parts = raw.split(",") if isinstance(raw, str) else raw
+    parts = [parts] if isinstance(parts, int) else parts
+    try:
+        if not isinstance(parts, list) or len(parts) > 1000:
+            raise ValueError
+        return [integer(1, 65536)(part) for part in parts]
+    except ValueError:
+        raise ValueError(
+            "sizes from 1 to 65536 with commas between, for example 128,128, or none"
+        ) from None
+
+
+def data_source(raw: Any) -> str:
+    """A data set's name or the path of an ``.npz`` file."""
+    if raw in LATER_DATA:
+        raise ValueError(
+            f"one of {', '.join(DATA)} or FILE.npz; CIFAR is not supported in this version"
+        )
+    if not isinstance(raw, str) or not (raw in DATA or raw.endswith(".npz")) or "\0" in raw:
+        raise ValueError(f"one of {', '.join(DATA)} or FILE.npz")
+    return raw
+
+
+def _as_float(raw: Any, expected: str) -> float:
+    # YAML 1.1 reads 1e-3 as a string, so strings are converted wherever they come from.
+    if isinstance(raw, bool) or not isinstance(raw, (int, float, str)):
+        raise ValueError(expected)
+    try:
+        return float(raw)
+    except (ValueError, OverflowError):
+        raise ValueError(expected) from None
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option: its name in config files, and the flag ``--name`` with dashes.
+
+    Attributes:
+        name: key in config files.
+        group: heading in the help text.
+        help: one sentence, default included.
+        metavar: what stands for the value in the help text.
+        read: reader of a raw value.
+        default: value when not given; ``None`` if :mod:`.config` derives it from other options.
+    """
+
+    name: str
+    group: str
+    help: str
+    metavar: str
+    read: Reader
+    default: Any = None
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+    def value(self, raw: Any, where: str) -> Any:
+        """Read ``raw``; the error names ``where`` it stood, what was expected and what came."""
+        try:
+            return self.read(raw)
+        except ValueError as error:
+            raise ValueError(f"{where}: expected {error}, got {show(raw)}") from None
+
+
+def _choices(names: tuple[str, ...]) -> dict[str, Any]:
+    return {"metavar": "{" + ",".join(names) + "}", "read": choice(*names)}
+
+
+_DATA, _METHOD, _OPTIMIZER, _MACHINE = "data and model", "method", "optimisation", "machine"
+
+OPTIONS: tuple[Option, ...] = (
+    Option(
+        "data",
+        _DATA,
+        "digits (scikit-learn's 8x8 images, 1437 train / 360 test), synthetic (Gaussian "
+        "clusters, nothing to install) or an .npz file with x_train, y_train, x_test and y_test "
+        "(inputs are used as they are, labels are 0, 1, ..); default digits",
+        "{digits,synthetic,FILE.npz}",
+        data_source,
+        "digits",
+    ),
+    Option(
+        "model", _DATA, "network; default mlp (Linear + ReLU)", default="mlp", **_choices(MODELS)
+    ),
+    Option(
+        "hidden",
+        _DATA,
+        "sizes of the hidden layers, or none; default 128,128",
+        "N,N,..",
+        widths,
+        [128, 128],
+    ),
+    Option(
+        "method",
+        _METHOD,
+        "backmatch solves a least-squares problem per block, bp is back-propagation; "
+        "default backmatch",
+        default="backmatch",
+        **_choices(METHODS),
+    ),
+    Option(
+        "blocks",
+        _METHOD,
+        "a block is a Linear with its activation, or every layer is one; default activation",
+        **_choices(("activation", "layer")),
+    ),
+    Option("weights", _METHOD, "solver of the weight problems; default auto", **_choices(SOLVERS)),
+    Option("inputs", _METHOD, "solver of the input problems; default auto", **_choices(SOLVERS)),
+    Option(
+        "weight_damping",
+        _METHOD,
+        "damping of the weight problems: absolute, or rel:C times the mean diagonal of the "
+        "system; default rel:0.1 (scalar: 0)",
+        "X|rel:C",
+        damping,
+    ),
+    Option(
+        "input_damping",
+        _METHOD,
+        "damping of the input problems; default rel:0.01 (scalar: 0)",
+        "X|rel:C",
+        damping,
+    ),
+    Option("damping", _METHOD, "sets both dampings", "X|rel:C", damping),
+    Option(
+        "target_step",
+        _METHOD,
+        "length of the gradient step on the output that defines the top target; default 1",
+        "S",
+        number(0, included=False),
+    ),
+    Option(
+        "order",
+        _METHOD,
+        "pose the input problem before (simultaneous) or after (sequential) the block's weights "
+        "have moved; default simultaneous",
+        **_choices(("simultaneous", "sequential")),
+    ),
+    Option("optimizer", _OPTIMIZER, "default sgd", default="sgd", **_choices(OPTIMIZERS)),
+    Option(
+        "lr",
+        _OPTIMIZER,
+        "step size; default 1 for backmatch with sgd (the exact step), 0.1 for bp with sgd, "
+        "0.001 for the others",
+        "LR",
+        number(0, included=False),
+    ),
+    Option(
+        "momentum",
+        _OPTIMIZER,
+        "momentum of sgd and rmsprop; default 0.9 for bp with sgd, else 0",
+        "M",
+        number(0, included=True, below=1),
+    ),
+    Option(
+        "batch_size",
+        _OPTIMIZER,
+        "samples per step, the last partial batch of an epoch is dropped; default 128",
+        "N",
+        integer(1),
+        128,
+    ),
+    Option("epochs", _OPTIMIZER, "passes over the training data; default 5", "N", integer(1), 5),
+    Option(
+        "seed",
+        _OPTIMIZER,
+        "seed of initial weights and sample order; default 0",
+        "N",
+        integer(0),
+        0,
+    ),
+    Option(
+        "device",
+        _MACHINE,
+        "auto takes a CUDA device if there is one; default auto",
+        default="auto",
+        **_choices(("auto", "cpu", "cuda")),
+    ),
+    Option(
+        "dtype",
+        _MACHINE,
+        "precision of data, weights and solves; default float32",
+        default="float32",
+        **_choices(("float32", "float64")),
+    ),
+    Option("threads", _MACHINE, "CPU threads; default as torch chooses", "N", integer(1, 4096)),
+)
+
+BY_NAME: dict[str, Option] = {option.name: option for option in OPTIONS}

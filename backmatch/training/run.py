@@ -1,0 +1,159 @@
+"""``backmatch train``: put a run together, train, and leave its results in the folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from . import checkpoint, data, methods, progress
+from .config import TrainConfig
+from .failures import RunError, UsageError
+from .files import write_atomic
+from .interrupts import Interrupts
+from .loop import Trainer, versions
+from .models import MODELS
+from .optimizers import OPTIMIZERS
+from .rundir import CURVES, METRICS, RunFolder, default_folder
+
+
+def start(config: TrainConfig, out: Path | None, *, quiet: bool) -> int:
+    """Train from step 0 in ``out`` (``None``: a new one in ``runs``); returns the exit code."""
+    with Interrupts() as interrupts:
+        trainer = create_trainer(settle(config))
+        path = default_folder(config) if out is None else out
+        with RunFolder.create(path, trainer.config) as folder:
+            return _run(trainer, folder, progress.create(quiet), interrupts)
+
+
+def resume(config: TrainConfig, path: Path, *, quiet: bool) -> int:
+    """Train on from the newest checkpoint in ``path``; returns the exit code."""
+    with Interrupts() as interrupts:
+        trainer = create_trainer(settle(config))
+        with RunFolder.reopen(path) as folder:
+            shown = progress.create(quiet)
+            state = checkpoint.load(path, shown.note)
+            folder.cut(0 if state is None else trainer.restore(state, f"--resume {path}"))
+            return _run(trainer, folder, shown, interrupts)
+
+
+def settle(config: TrainConfig) -> TrainConfig:
+    """Choose device and threads as the machine has them.
+
+    Raises:
+        UsageError: ``--device cuda`` without a CUDA device.
+    """
+    device = config.device
+    if device != "cpu":
+        found = torch.cuda.is_available()
+        if device == "cuda" and not found:
+            raise UsageError("--device cuda: torch finds no CUDA device; use --device cpu")
+        device = "cuda" if found else "cpu"
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    return dataclasses.replace(config, device=device, threads=torch.get_num_threads())
+
+
+def create_trainer(config: TrainConfig) -> Trainer:
+    """Data, model, optimizer and method of a run at step 0.
+
+    Raises:
+        UsageError: the data is unusable or smaller than one batch.
+    """
+    dataset = data.load(config.data, getattr(torch, config.dtype))
+    samples = len(dataset.x_train)
+    if samples < config.batch_size:
+        raise UsageError(
+            f"--batch-size {config.batch_size} is larger than the {samples} training samples; "
+            "lower it"
+        )
+    # Initial weights are drawn on the CPU, so that every device starts from the same ones.
+    torch.manual_seed(config.seed)
+    model = create_model(config, dataset)
+    optimizer = OPTIMIZERS[config.optimizer](model.parameters(), config)
+    dataset = dataset.to(torch.device(config.device))
+    return Trainer(config, dataset, model, optimizer, methods.create(model, config))
+
+
+def create_model(config: TrainConfig, dataset: data.Dataset) -> nn.Sequential:
+    """The network for a data set, on the run's device and in its dtype."""
+    model = MODELS[config.model](dataset.x_train.shape[1:], config.hidden, dataset.classes)
+    return model.to(torch.device(config.device), getattr(torch, config.dtype))
+
+
+def _run(
+    trainer: Trainer, folder: RunFolder, shown: progress.Progress, interrupts: Interrupts
+) -> int:
+    config, done = trainer.config, trainer.position.step
+    place = config.device + (f", {config.threads} threads" if config.device == "cpu" else "")
+    shown.note(
+        f"{config.method} in {folder.path}: step {done} of {trainer.total}, {place}, {config.dtype}"
+    )
+    shown.start(trainer.total, done, config.epochs)
+    try:
+        finished = trainer.train(folder, shown, interrupts)
+    except OSError as error:
+        raise RunError(
+            f"cannot write in {folder.path}: {error.strerror}; the last checkpoint is intact, "
+            f"make room and continue with --resume {folder.path}"
+        ) from None
+    finally:
+        shown.stop()
+    if not finished:
+        shown.note(
+            f"stopped after step {trainer.position.step} of {trainer.total}, state saved; "
+            f"continue with --resume {folder.path}"
+        )
+        return interrupts.exit_code
+    _finish(trainer, folder, shown)
+    return 0
+
+
+def _finish(trainer: Trainer, folder: RunFolder, shown: progress.Progress) -> None:
+    rows = folder.rows()
+    try:
+        drawn = _draw_curves(rows, trainer.config, folder)
+        folder.write_summary(_summarize(trainer, rows))
+    except OSError as error:
+        raise RunError(
+            f"cannot write in {folder.path}: {error.strerror}; training is complete, "
+            f"make room and write the results with --resume {folder.path}"
+        ) from None
+    last = rows[-1]
+    shown.note(
+        f"test accuracy {last['test_accuracy']:.4f} after {trainer.total} steps "
+        f"in {trainer.position.elapsed_seconds:.2f} s"
+    )
+    shown.note(f"table   {folder.path / METRICS}")
+    shown.note(f"curves  {folder.path / CURVES if drawn else 'none: matplotlib is not installed'}")
+
+
+def _draw_curves(rows: list[dict[str, Any]], config: TrainConfig, folder: RunFolder) -> bool:
+    try:
+        from . import curves
+    except ImportError:
+        return False
+    write_atomic(folder.path / CURVES, curves.draw(rows, config))
+    return True
+
+
+def _summarize(trainer: Trainer, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    last = rows[-1]
+    steps = [row["step_ms"] for row in rows if row["kind"] == "step"]
+    return {
+        **{
+            key: last[key] for key in ("test_accuracy", "test_loss", "train_loss", "train_accuracy")
+        },
+        "steps": trainer.total,
+        "epochs": trainer.config.epochs,
+        "seed": trainer.config.seed,
+        "method": trainer.config.method,
+        "parameters": sum(p.numel() for p in trainer.model.parameters()),
+        "elapsed_seconds": round(trainer.position.elapsed_seconds, 3),
+        "median_step_ms": round(statistics.median(steps), 3),
+        "versions": versions(),
+    }

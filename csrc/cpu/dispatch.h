@@ -1,0 +1,32 @@
+// The CPU kernels of the SIMD level in use.
+#pragma once
+
+#include "../kernels.h"
+
+namespace backmatch {
+
+template <class T>
+struct Kernels {
+  void (*spd_solve)(const SpdSolveArgs<T>&);
+  void (*scaled_gram_solve)(const ScaledGramArgs<T>&);
+  void (*weighted_gram)(const WeightedGramArgs<T>&);
+  void (*cg)(const CgArgs<T>&);
+};
+
+struct Level {
+  Kernels<float> f32;
+  Kernels<double> f64;
+};
+
+// Names of the levels in this build, slowest first: "baseline", "avx2", "avx512".
+constexpr int kMostLevels = 3;
+int compiled_levels(const char* (&names)[kMostLevels]);
+
+// The best level that build and processor share, until another is set.
+const Level& active_level();
+const char* active_level_name();
+
+// Throws std::invalid_argument when the build or the processor lacks the level.
+void set_active_level(const char* name);
+
+}  // namespace backmatch

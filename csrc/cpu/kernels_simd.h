@@ -1,0 +1,20 @@
+// What every level defines.
+#pragma once
+
+#include "../kernels.h"
+#include "simd.h"
+
+namespace backmatch {
+namespace BACKMATCH_SIMD_LEVEL {
+
+template <class T>
+void spd_solve(const SpdSolveArgs<T>& args);
+template <class T>
+void scaled_gram_solve(const ScaledGramArgs<T>& args);
+template <class T>
+void weighted_gram(const WeightedGramArgs<T>& args);
+template <class T>
+void cg(const CgArgs<T>& args);
+
+}  // namespace BACKMATCH_SIMD_LEVEL
+}  // namespace backmatch

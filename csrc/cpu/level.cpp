@@ -1,0 +1,21 @@
+// The table of this level's kernels, the only symbol that dispatch.cpp asks for.
+#include "dispatch.h"
+#include "kernels_simd.h"
+
+namespace backmatch {
+namespace BACKMATCH_SIMD_LEVEL {
+
+namespace {
+
+template <class T>
+constexpr Kernels<T> table() {
+  return {spd_solve<T>, scaled_gram_solve<T>, weighted_gram<T>, cg<T>};
+}
+
+}  // namespace
+
+extern const Level level;
+const Level level = {table<float>(), table<double>()};
+
+}  // namespace BACKMATCH_SIMD_LEVEL
+}  // namespace backmatch

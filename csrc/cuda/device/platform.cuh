@@ -1,0 +1,102 @@
+// The device side of the seam between the kernels and the machine that runs them.
+//
+// Kernels name no CUDA variable or intrinsic; they call the functions below, and so their
+// unmodified source also compiles for the host. Which side a build gets is decided by its include
+// path alone: this folder for nvcc, tests/cuda_host (same file name, same functions, each CUDA
+// thread a fiber) for the tests that execute the kernels on machines without a GPU.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+
+namespace backmatch::cuda {
+
+constexpr int kWarp = 32;
+constexpr unsigned kAllLanes = 0xffffffffu;
+
+__device__ __forceinline__ int thread_index() { return static_cast<int>(threadIdx.x); }
+__device__ __forceinline__ int block_threads() { return static_cast<int>(blockDim.x); }
+__device__ __forceinline__ int64_t block_index() { return blockIdx.x; }
+__device__ __forceinline__ int64_t grid_blocks() { return gridDim.x; }
+
+// Reached by all threads of the block; orders their shared and global accesses.
+__device__ __forceinline__ void sync_block() { __syncthreads(); }
+
+// The same among the 32 lanes of the own warp.
+__device__ __forceinline__ void sync_warp() { __syncwarp(kAllLanes); }
+
+// The value of lane `source` of the own group of `width` lanes; all 32 lanes of the warp take part.
+template <class T>
+__device__ __forceinline__ T shuffle(T value, int source, int width) {
+  return __shfl_sync(kAllLanes, value, source, width);
+}
+
+// Bit l is set when lane l passes true; all 32 lanes of the warp take part.
+__device__ __forceinline__ unsigned ballot(bool predicate) {
+  return __ballot_sync(kAllLanes, predicate);
+}
+
+__device__ __forceinline__ int count_bits(unsigned bits) { return __popc(bits); }
+
+// The block's dynamic shared memory: the only way the kernels reach any.
+__device__ __forceinline__ unsigned char* shared_memory() {
+  extern __shared__ __align__(16) unsigned char backmatch_shared[];
+  return backmatch_shared;
+}
+
+struct DeviceLimits {
+  int64_t shared_bytes;  // dynamic shared memory one block may opt in to
+  int64_t multiprocessors;
+};
+
+struct LaunchShape {
+  int64_t blocks;
+  int threads;
+  int64_t shared_bytes;
+};
+
+inline void check(const char* what, cudaError_t status) {
+  if (status != cudaSuccess) {
+    throw std::runtime_error(std::string("backmatch CUDA: ") + what + ": " +
+                             cudaGetErrorString(status));
+  }
+}
+
+// Limits of the current device.
+inline DeviceLimits device_limits() {
+  int device = 0, shared = 0, multiprocessors = 0;
+  check("current device", cudaGetDevice(&device));
+  check("shared memory limit",
+        cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  check("multiprocessor count",
+        cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
+  return {shared, multiprocessors};
+}
+
+// Every kernel starts here: opts in to large shared memory, launches, and checks both.
+template <class Args, class... Rest>
+void launch(const char* name, void (*kernel)(Args, Rest...), const LaunchShape& shape,
+            void* stream, Args args, Rest... rest) {
+  constexpr int64_t kSharedWithoutOptIn = 48 * 1024;
+  constexpr int64_t kMaxBlocks = (int64_t(1) << 31) - 1;
+  if (shape.blocks > kMaxBlocks) {
+    throw std::invalid_argument(std::string("backmatch CUDA: ") + name + ": needs " +
+                                std::to_string(shape.blocks) + " blocks, at most " +
+                                std::to_string(kMaxBlocks) + " fit a launch; split the batch");
+  }
+  if (shape.shared_bytes > kSharedWithoutOptIn) {
+    check(name, cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                     cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                     static_cast<int>(shape.shared_bytes)));
+  }
+  kernel<<<dim3(static_cast<unsigned>(shape.blocks)), dim3(static_cast<unsigned>(shape.threads)),
+           static_cast<std::size_t>(shape.shared_bytes), static_cast<cudaStream_t>(stream)>>>(
+      args, rest...);
+  check(name, cudaGetLastError());
+}
+
+}  // namespace backmatch::cuda

@@ -1,0 +1,30 @@
+// What the rest of the library sees of the CUDA side; includes no CUDA header.
+//
+// Launchers are asynchronous: they enqueue one kernel on `stream` (a cudaStream_t; nullptr is the
+// legacy default stream) of the current device and return. They throw std::runtime_error
+// "backmatch CUDA: <kernel>: <reason>" when a launch fails and std::invalid_argument when a size is
+// beyond a stated limit. `workspace` is device memory of at least the bytes that the function of
+// the same stem names for the same sizes on the same device (0 bytes: nullptr is fine), aligned to
+// 16 bytes, not read or written by anything else until the kernel has ended.
+#pragma once
+
+#include <cstdint>
+
+#include "../kernels.h"
+
+namespace backmatch::cuda {
+
+// Devices that can be used: 0 without a GPU or a driver.
+int device_count();
+
+template <class T>
+int64_t spd_solve_workspace(int64_t batch, int64_t n, int64_t k);
+template <class T>
+void launch_spd_solve(const SpdSolveArgs<T>& args, void* workspace, void* stream);
+
+template <class T>
+int64_t scaled_gram_solve_workspace(int64_t batch, int64_t n);
+template <class T>
+void launch_scaled_gram_solve(const ScaledGramArgs<T>& args, void* workspace, void* stream);
+
+}  // namespace backmatch::cuda

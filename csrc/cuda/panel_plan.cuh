@@ -1,0 +1,93 @@
+// How a launcher divides a batch over blocks, shared memory and workspace (host code).
+#pragma once
+
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+
+#include "panel_cholesky.cuh"
+
+namespace backmatch::cuda {
+
+constexpr int kLaneThreads = 128;
+constexpr int kLaneOrder = kWarp;  // largest order that the lane kernels take
+constexpr int kPanelThreads = 256;
+constexpr int kMaxColumns = 32;
+constexpr int64_t kMaxOrder = int64_t(1) << 20;  // keeps row numbers times columns in 32 bits
+constexpr int64_t kSharedHeader = 16;            // status and count, before the panels
+
+// Enough blocks to fill any device several times over; the kernels stride over the rest.
+constexpr int64_t kBlocksPerMultiprocessor = 64;
+// Blocks that work in global memory: resident ones only, and no more than the budget holds.
+constexpr int64_t kSlotsPerMultiprocessor = 2;
+constexpr int64_t kWorkspaceBudget = int64_t(256) << 20;
+
+// What a kernel needs to know of its launch.
+struct PanelLayout {
+  int columns;         // right-hand sides per pass
+  int on_chip_tiles;   // systems of at most so many tiles are solved in shared memory
+  int64_t slot_bytes;  // workspace of one block for the larger ones; 0 where there are none
+};
+
+struct PanelPlan {
+  PanelLayout layout;
+  LaunchShape shape;
+  int64_t workspace_bytes;
+};
+
+inline void check_order(int64_t n) {
+  if (n > kMaxOrder) {
+    throw std::invalid_argument("backmatch CUDA: n must be at most " + std::to_string(kMaxOrder) +
+                                ", got " + std::to_string(n));
+  }
+}
+
+__host__ __device__ __forceinline__ constexpr int tiles_of(int64_t n) {
+  return static_cast<int>((n + kTile - 1) / kTile);
+}
+
+// Bytes of a system of `tiles` tiles: factor, right-hand sides, `row_bytes` more for each row.
+template <class T>
+constexpr int64_t system_bytes(int64_t tiles, int64_t columns, int64_t row_bytes) {
+  return panel_offset(tiles) * int64_t(sizeof(T)) +
+         tiles * kTile * (columns * int64_t(sizeof(T)) + row_bytes);
+}
+
+// One group of `lanes` lanes a system.
+inline LaunchShape lane_shape(int64_t batch, int lanes) {
+  const int64_t systems_per_block = kLaneThreads / lanes;
+  return {(batch + systems_per_block - 1) / systems_per_block, kLaneThreads, 0};
+}
+
+template <class T>
+PanelPlan panel_plan(const DeviceLimits& limits, int64_t batch, int64_t n, int64_t k,
+                     int64_t row_bytes) {
+  const int tiles = tiles_of(n);
+  const auto fits = [&](int64_t t, int64_t columns) {
+    return kSharedHeader + system_bytes<T>(t, columns, row_bytes) <= limits.shared_bytes;
+  };
+  // Fewer columns per pass where that keeps the factor on chip; columns are independent, so the
+  // choice never shows in the result.
+  int64_t columns = std::clamp<int64_t>((k + kQuad - 1) / kQuad * kQuad, kQuad, kMaxColumns);
+  if (fits(tiles, kQuad)) {
+    while (!fits(tiles, columns)) columns -= kQuad;
+  }
+  int on_chip = 0;
+  while (on_chip < tiles && fits(on_chip + 1, columns)) ++on_chip;
+
+  PanelPlan plan{};
+  plan.layout = {static_cast<int>(columns), on_chip, 0};
+  plan.shape.threads = std::clamp(tiles * kTile / kWarp * kWarp, 2 * kWarp, kPanelThreads);
+  plan.shape.shared_bytes = kSharedHeader + system_bytes<T>(on_chip, columns, row_bytes);
+  plan.shape.blocks = std::min(batch, kBlocksPerMultiprocessor * limits.multiprocessors);
+  if (on_chip < tiles) {
+    plan.layout.slot_bytes = system_bytes<T>(tiles, columns, row_bytes);
+    const int64_t affordable = std::max<int64_t>(1, kWorkspaceBudget / plan.layout.slot_bytes);
+    plan.shape.blocks =
+        std::min({batch, kSlotsPerMultiprocessor * limits.multiprocessors, affordable});
+    plan.workspace_bytes = plan.shape.blocks * plan.layout.slot_bytes;
+  }
+  return plan;
+}
+
+}  // namespace backmatch::cuda

@@ -1,0 +1,65 @@
+// The C face of the emulated kernels, called from Python through ctypes. Functions that launch
+// return an empty string, or what went wrong.
+#include <exception>
+#include <string>
+
+#include "emulator.h"
+#include "launch.h"
+#include "memory_check.h"
+#include "planted.cuh"
+
+namespace {
+
+std::string message;
+
+template <class Call>
+const char* guarded(const Call& call) {
+  message.clear();
+  try {
+    call();
+  } catch (const std::exception& error) {
+    message = error.what();
+  }
+  return message.c_str();
+}
+
+}  // namespace
+
+namespace cuda = backmatch::cuda;
+
+#define BACKMATCH_PRECISION(T)                                                                   \
+  const char* spd_solve_##T(const backmatch::SpdSolveArgs<T>* args, void* workspace) {           \
+    return guarded([&] { cuda::launch_spd_solve(*args, workspace, nullptr); });                  \
+  }                                                                                              \
+  const char* spd_solve_workspace_##T(int64_t batch, int64_t n, int64_t k, int64_t* bytes) {     \
+    return guarded([&] { *bytes = cuda::spd_solve_workspace<T>(batch, n, k); });                 \
+  }                                                                                              \
+  const char* scaled_gram_solve_##T(const backmatch::ScaledGramArgs<T>* args, void* workspace) { \
+    return guarded([&] { cuda::launch_scaled_gram_solve(*args, workspace, nullptr); });          \
+  }                                                                                              \
+  const char* scaled_gram_solve_workspace_##T(int64_t batch, int64_t n, int64_t* bytes) {        \
+    return guarded([&] { *bytes = cuda::scaled_gram_solve_workspace<T>(batch, n); });            \
+  }
+
+extern "C" {
+
+BACKMATCH_PRECISION(float)
+BACKMATCH_PRECISION(double)
+
+const char* planted(int fault, const cuda::PlantedArgs* args, int64_t blocks) {
+  return guarded([&] { cuda::launch_planted(fault, *args, blocks); });
+}
+
+void configure(uint64_t seed, int64_t shared_bytes, int64_t multiprocessors) {
+  backmatch::emulator::configure(seed, {shared_bytes, multiprocessors});
+}
+
+void watch(const char* name, const void* start, int64_t bytes, int64_t guard, bool output) {
+  using backmatch::emulator::Contents;
+  backmatch::emulator::watch(name, start, bytes, guard,
+                             output ? Contents::kOutput : Contents::kInput);
+}
+
+void forget_all() { backmatch::emulator::forget_all(); }
+
+}  // extern "C"

@@ -1,0 +1,50 @@
+// A block emulator: runs a CUDA kernel compiled for the host, thread by thread.
+//
+// Each CUDA thread of a block is a fiber that runs until it reaches a barrier (sync_block,
+// sync_warp, a shuffle or a ballot); which fiber runs next, and in which order the blocks run, is
+// drawn from a seed. A barrier that not all threads reach is reported. Memory that the kernel
+// touches is checked access by access (memory_check.h): races, reads of what nobody wrote,
+// accesses out of bounds. Dynamic shared memory is filled with NaN before each block.
+//
+// What it does not show: memory ordering weaker than program order, blocks interleaved in time
+// (two blocks that touch the same word are reported, though), and how long anything takes.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+
+namespace backmatch::emulator {
+
+constexpr int kWarp = 32;
+
+struct DeviceLimits {
+  int64_t shared_bytes;
+  int64_t multiprocessors;
+};
+
+struct LaunchShape {
+  int64_t blocks;
+  int threads;
+  int64_t shared_bytes;
+};
+
+// The order of threads and blocks of later runs, and the device they pretend to run on.
+void configure(uint64_t seed, const DeviceLimits& limits);
+const DeviceLimits& device_limits();
+
+// Runs `body` once per thread. Throws std::runtime_error on the first finding.
+void run(const char* name, const LaunchShape& shape, const std::function<void()>& body);
+
+// Called by the threads.
+int thread_index();
+int64_t block_index();
+const LaunchShape& shape();
+unsigned char* shared_memory();
+void sync_block();
+void sync_warp();
+// `result` receives what lane `source` of the warp passed as `value`; at most 8 bytes.
+void exchange(const void* value, std::size_t bytes, int source, void* result);
+unsigned ballot(bool predicate);
+
+}  // namespace backmatch::emulator

@@ -1,0 +1,56 @@
+// Kernels with one planted fault each: the tests prove on them that the emulator sees it.
+//
+// Each block reverses its 64 numbers through shared memory and adds a neighbour's value.
+#pragma once
+
+#include <platform.cuh>
+
+namespace backmatch::cuda {
+
+enum class Fault {
+  kNone,
+  kMissingBarrier,
+  kDivergentBarrier,
+  kMissingWarpBarrier,
+  kUninitialised,
+  kOutOfBounds,
+  kWrittenInput,
+  kSharedOutput,
+  kCount
+};
+
+constexpr int kPlantedThreads = 64;
+
+struct PlantedArgs {
+  const int32_t* in;  // one row of 64 a block
+  int32_t* out;       // likewise
+};
+
+template <Fault fault>
+__global__ void planted_kernel(PlantedArgs args) {
+  const int t = thread_index();
+  const int warp_start = t / kWarp * kWarp;
+  int32_t* row = reinterpret_cast<int32_t*>(shared_memory());
+  const int64_t first = block_index() * kPlantedThreads;
+  if (fault != Fault::kUninitialised || t != 0) row[t] = args.in[first + t];
+  if (fault == Fault::kWrittenInput) const_cast<int32_t*>(args.in)[first + t] = 0;
+  if (fault != Fault::kMissingBarrier) sync_block();
+  int32_t value = row[kPlantedThreads - 1 - t + (fault == Fault::kOutOfBounds ? 1 : 0)];
+  if (fault == Fault::kDivergentBarrier && t == 0) return;
+  sync_block();
+  row[t] = value;
+  if (fault != Fault::kMissingWarpBarrier) sync_warp();
+  value += row[warp_start + (t + 1) % kWarp];
+  args.out[fault == Fault::kSharedOutput ? t : first + t] = value;
+}
+
+template <int fault = 0>
+void launch_planted(int which, const PlantedArgs& args, int64_t blocks) {
+  if constexpr (fault < static_cast<int>(Fault::kCount)) {
+    if (which != fault) return launch_planted<fault + 1>(which, args, blocks);
+    const LaunchShape shape{blocks, kPlantedThreads, kPlantedThreads * int64_t(sizeof(int32_t))};
+    launch("planted_kernel", planted_kernel<static_cast<Fault>(fault)>, shape, nullptr, args);
+  }
+}
+
+}  // namespace backmatch::cuda

@@ -1,0 +1,53 @@
+// The host side of the seam between the kernels and the machine that runs them: the same functions
+// as csrc/cuda/device/platform.cuh, on the block emulator. Found instead of that file because the
+// tests compile the kernels with this folder on the include path.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+
+#include "emulator.h"
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __launch_bounds__(threads)
+
+namespace backmatch::cuda {
+
+constexpr int kWarp = emulator::kWarp;
+
+inline int thread_index() { return emulator::thread_index(); }
+inline int block_threads() { return emulator::shape().threads; }
+inline int64_t block_index() { return emulator::block_index(); }
+inline int64_t grid_blocks() { return emulator::shape().blocks; }
+
+inline void sync_block() { emulator::sync_block(); }
+inline void sync_warp() { emulator::sync_warp(); }
+
+template <class T>
+inline T shuffle(T value, int source, int width) {
+  const int group = thread_index() % kWarp / width * width;
+  emulator::exchange(&value, sizeof(T), group + source % width, &value);
+  return value;
+}
+
+inline unsigned ballot(bool predicate) { return emulator::ballot(predicate); }
+inline int count_bits(unsigned bits) { return __builtin_popcount(bits); }
+inline unsigned char* shared_memory() { return emulator::shared_memory(); }
+
+using DeviceLimits = emulator::DeviceLimits;
+using LaunchShape = emulator::LaunchShape;
+
+inline DeviceLimits device_limits() { return emulator::device_limits(); }
+
+template <class Args, class... Rest>
+void launch(const char* name, void (*kernel)(Args, Rest...), const LaunchShape& shape, void*,
+            Args args, Rest... rest) {
+  emulator::run(name, shape, [&] { kernel(args, rest...); });
+}
+
+}  // namespace backmatch::cuda

@@ -1,0 +1,129 @@
+"""The CUDA build: what nvcc makes of the kernels, and the real thing where there is a GPU."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from cuda_host_library import KERNEL_SOURCES, KERNELS
+
+from backmatch import _C, linalg
+
+ARCHITECTURES = (80, 90)
+NVCC = shutil.which("nvcc")
+needs_nvcc = pytest.mark.skipif(NVCC is None, reason="no nvcc on PATH: CUDA is not compiled here")
+needs_gpu = pytest.mark.skipif(
+    not (torch.cuda.is_available() and _C.build_info()["cuda"]),
+    reason="no GPU, or torch or backmatch built without CUDA; test_cuda_host runs the same kernels",
+)
+DTYPES = [torch.float32, torch.float64]
+
+
+# ---- nvcc ----------------------------------------------------------------------------------------
+
+
+@needs_nvcc
+@pytest.mark.slow
+@pytest.mark.parametrize("source", KERNEL_SOURCES)
+def test_kernels_compile_without_spills(source: str, tmp_path: Path) -> None:
+    """Every kernel, sm_80 and sm_90: no spills, no stack, no unresolved memory space."""
+    command = [NVCC, "-std=c++17", "-O3", f"-I{KERNELS / 'device'}", "-Xptxas", "-v", "-c"]
+    command += [f"-gencode=arch=compute_{a},code=sm_{a}" for a in ARCHITECTURES]
+    command += ["--keep", "--keep-dir", str(tmp_path), str(KERNELS / source)]
+    command += ["-o", str(tmp_path / "kernels.o")]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "warning" not in result.stderr
+
+    entries = re.findall(
+        r"Compiling entry function '(\w+)' for '(sm_\d+)'.*?(\d+) bytes stack frame, "
+        r"(\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers",
+        result.stderr,
+        re.DOTALL,
+    )
+    assert {architecture for _, architecture, *_ in entries} == {f"sm_{a}" for a in ARCHITECTURES}
+    for name, architecture, stack, stores, loads, registers in entries:
+        print(f"{architecture} {registers:>4} registers  {name}")
+        assert (stack, stores, loads) == ("0", "0", "0"), name
+
+    # Shared memory reached through generic addresses would work, but slowly.
+    for ptx in tmp_path.glob("*.ptx"):
+        generic = re.findall(
+            r"^\s*(?:ld|st)\.(?:v\d\.)?[fbsu]\d+.*$", ptx.read_text(), re.MULTILINE
+        )
+        assert not generic
+
+
+def test_failures_to_launch_are_errors_that_name_the_kernel() -> None:
+    if not _C.build_info()["cuda"]:
+        assert not hasattr(_C, "cuda")
+        return
+    with pytest.raises(ValueError, match="n must be at most 1048576, got 2000000"):
+        _C.cuda.spd_solve_workspace("float32", 1, 2_000_000, 1)
+    with pytest.raises(ValueError, match="expected 'float32' or 'float64', got 'int8'"):
+        _C.cuda.scaled_gram_solve_workspace("int8", 1, 4)
+    if _C.cuda.device_count() == 0:
+        with pytest.raises(RuntimeError, match="backmatch CUDA: spd_solve_lanes_kernel: "):
+            _C.cuda.spd_solve("float32", 1, 4, 1, *[0] * 14)
+
+
+# ---- a GPU ---------------------------------------------------------------------------------------
+
+
+def same_on_both_devices(solve: Callable[..., tuple], *arguments: torch.Tensor, **dampings) -> None:
+    """CPU and CUDA agree to rounding where solved, and exactly on what failed."""
+    move = [a.cuda() for a in arguments]
+    on_gpu = solve(*move, **{k: v.cuda() for k, v in dampings.items()})
+    on_cpu = solve(*arguments, **dampings)
+    torch.testing.assert_close(on_gpu[1].cpu(), on_cpu[1])
+    tolerance = 2000 * torch.finfo(on_cpu[0].dtype).eps
+    torch.testing.assert_close(
+        on_gpu[0].cpu(), on_cpu[0], rtol=tolerance, atol=tolerance, equal_nan=True
+    )
+    again = solve(*move, **{k: v.cuda() for k, v in dampings.items()})
+    assert torch.equal(again[0].isnan(), on_gpu[0].isnan())
+    assert torch.equal(again[0].nan_to_num(), on_gpu[0].nan_to_num())
+
+
+@needs_gpu
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n", [1, 7, 8, 9, 16, 17, 31, 32, 33, 48, 64, 65, 129, 256, 400, 513])
+def test_spd_solve_on_the_gpu(dtype: torch.dtype, n: int) -> None:
+    generator = torch.Generator().manual_seed(n)
+    factor = torch.randn(20, n, n + 4, generator=generator, dtype=dtype)
+    A = factor @ factor.mT / n
+    A[3, n // 2, : n // 2 + 1] = 0
+    A[3, n // 2, n // 2] = -1
+    damping = torch.full((20,), 0.5, dtype=dtype)
+    for k in (0, 1, 5, 33):
+        B = torch.randn(20, k, n, generator=generator, dtype=dtype).mT
+        same_on_both_devices(linalg.spd_solve_ex, A, B, damping=damping)
+
+
+@needs_gpu
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n", [1, 7, 8, 9, 16, 17, 31, 32, 33, 48, 64, 65, 129, 256, 400, 513])
+def test_scaled_gram_solve_on_the_gpu(dtype: torch.dtype, n: int) -> None:
+    generator = torch.Generator().manual_seed(n)
+    factor = torch.randn(n, n + 4, generator=generator, dtype=dtype)
+    K = factor @ factor.T / n
+    R = torch.randn(20, n, generator=generator, dtype=dtype)
+    damping = torch.full((20,), 0.5, dtype=dtype)
+    damping[3] = torch.nan
+    for density in (0.0, 0.5, 1.0):
+        D = torch.rand(20, n, generator=generator, dtype=dtype) + 0.5
+        D[torch.rand(20, n, generator=generator) >= density] = 0
+        same_on_both_devices(linalg.scaled_gram_solve_ex, K, D, R, damping=damping)
+
+
+@needs_gpu
+def test_batch_larger_than_any_grid_dimension_but_the_first() -> None:
+    A = torch.rand(70_000, 2, 2) / 4 + torch.eye(2)
+    A[65_536, 0, 0] = -1
+    B = torch.rand(70_000, 2, 1)
+    same_on_both_devices(linalg.spd_solve_ex, A, B, damping=torch.zeros(70_000))

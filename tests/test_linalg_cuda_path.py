@@ -1,0 +1,150 @@
+"""The CUDA implementations of the operators.
+
+On a GPU against the CPU; without one the host side of them (chunks, workspace, pointers, stream)
+with kernels that hand over to the CPU's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from types import SimpleNamespace
+
+import linalg_cases as lc
+import pytest
+import torch
+
+from backmatch import linalg
+from backmatch.linalg import _library, dense_cg, scaled_gram, spd, weighted_gram
+
+STREAM = 77
+BYTES_PER_SYSTEM = 48
+
+needs_gpu = pytest.mark.skipif(
+    not (torch.cuda.is_available() and hasattr(_library.native(), "cuda")),
+    reason="no GPU, or a build without CUDA kernels",
+)
+
+
+@pytest.fixture
+def kernels(monkeypatch):
+    """Stand-ins for ``_C.cuda`` that record the batch size of every launch."""
+    native = _library.native()
+    launched = []
+
+    def stand_in(kernel):
+        def launch(dtype, batch, *arguments):
+            *arguments, workspace, stream = arguments
+            assert workspace % 16 == 0
+            assert stream == STREAM
+            launched.append(batch)
+            kernel(dtype, batch, *arguments)
+
+        return launch
+
+    fake = SimpleNamespace(
+        spd_solve=stand_in(native.spd_solve),
+        scaled_gram_solve=stand_in(native.scaled_gram_solve),
+        spd_solve_workspace=lambda dtype, batch, n, k: BYTES_PER_SYSTEM * batch,
+        scaled_gram_solve_workspace=lambda dtype, batch, n: BYTES_PER_SYSTEM * batch,
+        launched=launched,
+    )
+    for module in (spd, scaled_gram):
+        monkeypatch.setattr(module, "native_cuda", lambda: fake)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=STREAM))
+    return fake
+
+
+@pytest.mark.parametrize("per_launch", [1, 3, 100])
+def test_spd_solve_launches(kernels, monkeypatch, per_launch):
+    monkeypatch.setattr(_library, "WORKSPACE_BYTES", per_launch * BYTES_PER_SYSTEM)
+    A, B, damping = lc.spd(2, 4, 5), lc.normal(4, 5, 2, seed=1), torch.tensor(0.5).double()
+    X, info = spd._cuda(A, B, damping, True)
+    assert kernels.launched == {1: [1] * 8, 3: [3, 3, 2], 100: [8]}[per_launch]
+    assert torch.equal(X, linalg.spd_solve(A, B, damping=0.5))
+    assert info.shape == (2, 4)
+
+
+@pytest.mark.parametrize("per_launch", [1, 3, 100])
+@pytest.mark.parametrize("lead", [(), (2,)])
+def test_scaled_gram_solve_launches(kernels, monkeypatch, lead, per_launch):
+    monkeypatch.setattr(_library, "WORKSPACE_BYTES", per_launch * BYTES_PER_SYSTEM)
+    Z, D = lc.normal(*lead, 6, 7), lc.relu_like(4, 6, seed=1)
+    R, damping = lc.normal(*lead, 4, 6, seed=2), lc.normal(4, seed=3).abs() + 0.1
+    X, info = scaled_gram._cuda(Z @ Z.mT, D, R, damping, True)
+    assert kernels.launched == {1: [1] * 4, 3: [3, 1], 100: [4]}[per_launch] * (2 if lead else 1)
+    assert torch.equal(X, linalg.scaled_gram_solve(Z @ Z.mT, D, R, damping=damping))
+    assert not info.any()
+
+
+def test_empty_problems_launch_nothing(kernels):
+    zero = torch.zeros(())
+    for batch, n in ((0, 3), (2, 0), (0, 0)):
+        X, info = spd._cuda(torch.empty(batch, n, n), torch.empty(batch, n, 2), zero, True)
+        assert (X.shape, info.tolist()) == ((batch, n, 2), [0] * batch)
+        X, info = scaled_gram._cuda(
+            torch.eye(n), torch.empty(batch, n), torch.empty(batch, n), zero, False
+        )
+        assert (X.shape, info.tolist()) == ((batch, n), [0] * batch)
+    assert kernels.launched == []
+
+
+@pytest.mark.parametrize("lead", [(), (2,)])
+def test_products_in_chunks_and_generic_loop(monkeypatch, lead):
+    """What CUDA does without kernels of its own: plain torch code, so it runs here as well."""
+    Z, w = lc.normal(*lead, 6, 4), lc.normal(3, 6, seed=1)
+    damping = torch.tensor([0.1, 0.2, 0.0]).double()
+    whole = weighted_gram._cuda(Z, w, damping, True)
+    monkeypatch.setattr(_library, "WORKSPACE_BYTES", 1)
+    torch.testing.assert_close(weighted_gram._cuda(Z, w, damping, True), whole)
+    torch.testing.assert_close(linalg.weighted_gram(Z, w, damping=damping), whole)
+    A, B = lc.spd(3, 9), lc.normal(3, 9, 2, seed=1)
+    by_loop = dense_cg._cuda(A, B, damping, 1e-10, 90)
+    for mine, native in zip(by_loop, linalg.cg(A, B, damping=damping), strict=True):
+        torch.testing.assert_close(mine, native, rtol=1e-7, atol=1e-9)
+
+
+@needs_gpu
+@pytest.mark.parametrize("dtype", lc.DTYPES, ids=str)
+@pytest.mark.parametrize("n", [0, 1, 7, 33, 65, 129])
+def test_cuda_agrees_with_the_cpu(n, dtype):
+    A, B = lc.spd(6, n, dtype=dtype), lc.normal(6, n, 2, dtype=dtype, seed=1)
+    D, R = lc.relu_like(5, n, dtype=dtype), lc.normal(5, n, dtype=dtype, seed=2)
+    calls = [
+        lambda A, B, D, R: linalg.spd_solve(A, B, damping=0.1),
+        lambda A, B, D, R: linalg.scaled_gram_solve(A[0], D, R, damping=0.5),
+        lambda A, B, D, R: linalg.scaled_gram_solve(A[0], D, R, damping=0.0),
+        lambda A, B, D, R: linalg.min_norm_solve(A, B),
+        lambda A, B, D, R: linalg.weighted_gram(A[0], D, damping=0.5),
+        lambda A, B, D, R: linalg.ridge(A[0], R, slopes=D, damping=0.5),
+        lambda A, B, D, R: linalg.ridge(A[0], R, damping=0.5),
+        lambda A, B, D, R: linalg.cg(A, B, damping=0.1).x,
+        lambda A, B, D, R: linalg.scaled_gram_cg(A[0], D, R, damping=0.5).x,
+    ]
+    tolerance = 1e-3 if dtype == torch.float32 else 1e-8
+    for call in calls:
+        on_gpu = call(*(value.cuda() for value in (A, B, D, R)))
+        assert on_gpu.is_cuda
+        torch.testing.assert_close(on_gpu.cpu(), call(A, B, D, R), rtol=tolerance, atol=tolerance)
+
+
+@needs_gpu
+def test_ex_forms_do_not_synchronise():
+    A, B = lc.spd(6, 9).cuda(), lc.normal(6, 9, 2, seed=1).cuda()
+    D = torch.ones(4, 9, dtype=A.dtype, device="cuda")
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        linalg.spd_solve_ex(A, B, damping=0.5)
+        linalg.scaled_gram_solve_ex(A[0], D, D, damping=0.5)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@needs_gpu
+def test_mixed_devices():
+    A, B = lc.spd(3, 4), lc.normal(3, 4, 1)
+    with pytest.raises(ValueError, match=r"B must be on the device of A \(cpu\), got cuda:0"):
+        linalg.spd_solve(A, B.cuda())
+    with pytest.raises(ValueError, match=r"B must be on the device of A \(cuda:0\), got cpu"):
+        linalg.spd_solve(A.cuda(), B)
