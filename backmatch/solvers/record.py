@@ -51,7 +51,7 @@ class SolveRecord:
 
 
 def relative_residual(applied: Tensor, rhs: Tensor) -> float:
-    """Worst ``|applied - rhs| / |rhs|`` over the rows; rows with rhs 0 count their absolute value."""
+    """Worst ``|applied - rhs| / |rhs|`` over the rows; absolute where a row's rhs is 0."""
     if rhs.numel() == 0:
         return 0.0
     error = torch.linalg.vector_norm(applied - rhs, dim=-1)

@@ -1,0 +1,160 @@
+"""The least-squares problem of one side of one block, split into independent systems.
+
+    min_d  scale/2 |J_s d_s - r_s|^2 + damping_s/2 |d_s|^2,      s = 1..systems
+
+``scale`` is 1/m for weights and 1 for inputs, so that H = scale J^T J, g = scale J^T r are the
+local Hessian and the gradient of the block's back-matching loss.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+#: A preconditioner: residuals (systems, n) -> approximate solutions (systems, n).
+Preconditioner = Callable[[Tensor], Tensor]
+
+Self = TypeVar("Self", bound="LeastSquares")
+
+
+@dataclass(frozen=True)
+class Direct:
+    """Result of a direct solve.
+
+    Attributes:
+        step: d, shape (systems, n).
+        info: int32 (systems,), 0 where solved, LAPACK meaning elsewhere; ``None`` = all solved.
+        rank: rank of the whole Jacobian (summed over systems), known at damping 0.
+    """
+
+    step: Tensor
+    info: Tensor | None = None
+    rank: int | None = None
+
+
+class LeastSquares(ABC):
+    """What every problem type offers to every solver.
+
+    Attributes:
+        residual: r, shape (systems, rows).
+        scale: factor in front of the squared residual.
+        structure: ``"unit"``, ``"sample"`` or ``"joint"``: what one system is.
+        damping_group: number of consecutive systems that share one :class:`Relative` damping.
+        cut_group: number of consecutive systems that are one system of the specification, as the
+            positions of one sample are: they share the largest singular value of the rank cut,
+            and the step-halving of Gauss-Newton.
+    """
+
+    residual: Tensor
+    scale: float
+    structure: str
+    damping_group: int = 1
+    cut_group: int = 1
+
+    @property
+    def systems(self) -> int:
+        """Number of systems."""
+        return self.residual.shape[0]
+
+    @property
+    @abstractmethod
+    def unknowns(self) -> int:
+        """Unknowns per system, n."""
+
+    @abstractmethod
+    def jvp(self, step: Tensor) -> Tensor:
+        """J d: (systems, n) -> (systems, rows)."""
+
+    @abstractmethod
+    def vjp(self, cotangent: Tensor) -> Tensor:
+        """J^T u: (systems, rows) -> (systems, n)."""
+
+    @abstractmethod
+    def traces(self) -> tuple[Tensor, bool]:
+        """tr(J^T J) summed over each damping group, and whether it is exact."""
+
+    @abstractmethod
+    def direct(self, damping: float | Tensor, rcond: float | None) -> Direct:
+        """Solve (J^T J + damping I) d = J^T r; damping 0 means minimum norm.
+
+        Raises:
+            ValueError: the problem is too large for a direct solve; the text names CG.
+        """
+
+    @property
+    @abstractmethod
+    def direct_is_cheap(self) -> bool:
+        """Whether ``Auto`` should solve directly."""
+
+    @abstractmethod
+    def largest_eigenvalue(self) -> Tensor:
+        """lambda_max(J^T J) over all systems, 0-dimensional."""
+
+    @abstractmethod
+    def with_residual(self: Self, residual: Tensor) -> Self:
+        """The same Jacobian with another r."""
+
+    def shared_preconditioner(self, damping: float | Tensor) -> Preconditioner:
+        """Cholesky of the family at its mean scaling; only families with one matrix have it."""
+        raise ValueError(
+            'preconditioner="shared" needs a Linear block (with elementwise activations); this '
+            "block has no shared matrix: pass None or a callable"
+        )
+
+    def normal(self, step: Tensor) -> Tensor:
+        """H d = scale J^T J d, undamped: (systems, n) -> (systems, n)."""
+        return self.scale * self.vjp(self.jvp(step))
+
+    def gradient(self) -> Tensor:
+        """g = scale J^T r, shape (systems, n)."""
+        return self.scale * self.vjp(self.residual)
+
+
+def lanczos_largest(
+    normal: Callable[[Tensor], Tensor], like: Tensor, max_steps: int = 300
+) -> Tensor:
+    """Largest eigenvalue over a batch of symmetric PSD operators, by Lanczos.
+
+    One Lanczos process per row of ``like`` (systems, n), all started from one seeded vector (so
+    the order of the samples does not matter), fully reorthogonalised (Paige 1972: without it
+    converged Ritz values come back as ghosts). Stops when the largest Ritz value of every system
+    no longer changes by more than rounding.
+    """
+    systems, n = like.shape
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(n, generator=generator, dtype=torch.float64).to(like)
+    q = (start / start.norm()).expand(systems, n)
+    basis, diagonal, off = [q], [], []
+    eps = torch.finfo(like.dtype).eps
+    best = like.new_zeros(systems)
+    for k in range(1, min(n, max_steps) + 1):
+        w = normal(basis[-1])
+        diagonal.append((w * basis[-1]).sum(-1))
+        Q = torch.stack(basis, dim=1)
+        for _ in range(2):
+            w = w - torch.einsum("sk,skn->sn", torch.einsum("skn,sn->sk", Q, w), Q)
+        beta = torch.linalg.vector_norm(w, dim=-1)
+        ritz = _tridiagonal(diagonal, off)[:, -1]
+        scale = ritz.abs().clamp_min(torch.finfo(like.dtype).tiny)
+        settled = ((ritz - best).abs() <= 4 * eps * scale) & (k > 2)
+        best = ritz
+        if bool((settled | (beta <= 4 * eps * scale)).all()):
+            break
+        off.append(beta)
+        # An exhausted Krylov space has beta = 0: its next vector is 0 and adds nothing.
+        alive = (beta > 4 * eps * scale).unsqueeze(-1)
+        basis.append(torch.where(alive, w / beta.unsqueeze(-1), 0.0))
+    return best.max().clamp_min(0.0)
+
+
+def _tridiagonal(diagonal: list[Tensor], off: list[Tensor]) -> Tensor:
+    matrix = torch.diag_embed(torch.stack(diagonal, -1))
+    if off:
+        beta = torch.stack(off, -1)
+        matrix = matrix + torch.diag_embed(beta, 1) + torch.diag_embed(beta, -1)
+    return torch.linalg.eigvalsh(matrix)

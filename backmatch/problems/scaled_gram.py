@@ -1,0 +1,126 @@
+"""The scaled-Gram family: J_s = diag(slopes_s) M diag(columns_s) with ONE matrix M.
+
+The weight problem of a Linear layer with an elementwise activation (M = [z 1], one system per
+output unit) and its input problem (M = W, one system per sample and position) both have this
+form; without an activation the slopes are ones and one factorisation serves all systems.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..linalg.ridge import ridge_ex
+from .base import Direct, LeastSquares, Preconditioner, lanczos_largest
+from .dense import DenseBatch
+
+
+@dataclass(frozen=True)
+class ScaledGram(LeastSquares):
+    """Systems that share a matrix.
+
+    Attributes:
+        matrix: M, shape (rows, n).
+        slopes: shape (systems, rows), ``None`` for ones.
+        columns: shape (systems, n), ``None`` for ones: slopes of what stands before the layer.
+    """
+
+    matrix: Tensor
+    slopes: Tensor | None
+    residual: Tensor
+    scale: float
+    structure: str
+    damping_group: int = 1
+    cut_group: int = 1
+    columns: Tensor | None = None
+
+    @property
+    def unknowns(self) -> int:
+        return self.matrix.shape[1]
+
+    def jvp(self, step: Tensor) -> Tensor:
+        out = (step if self.columns is None else step * self.columns) @ self.matrix.t()
+        return out if self.slopes is None else out * self.slopes
+
+    def vjp(self, cotangent: Tensor) -> Tensor:
+        out = (cotangent if self.slopes is None else cotangent * self.slopes) @ self.matrix
+        return out if self.columns is None else out * self.columns
+
+    def normal(self, step: Tensor) -> Tensor:
+        if self.slopes is None or self.columns is not None:
+            return super().normal(step)
+        return ((step @ self.matrix.t()) * (self.scale * self.slopes.square())) @ self.matrix
+
+    def traces(self) -> tuple[Tensor, bool]:
+        squares = self.matrix.square()
+        if self.columns is not None:
+            rows = self.columns.square() @ squares.t()
+            per_system = (rows if self.slopes is None else rows * self.slopes.square()).sum(-1)
+        elif self.slopes is None:
+            per_system = squares.sum().expand(self.systems)
+        else:
+            per_system = self.slopes.square() @ squares.sum(-1)
+        return per_system.reshape(-1, self.damping_group).sum(-1), True
+
+    @property
+    def direct_is_cheap(self) -> bool:
+        return True
+
+    def direct(self, damping: float | Tensor, rcond: float | None) -> Direct:
+        if self.columns is not None:
+            return self._dense().direct(damping, rcond)
+        step, info, rank = ridge_ex(
+            self.matrix,
+            self.residual,
+            slopes=self.slopes,
+            damping=damping,
+            rcond=rcond,
+            group=self.cut_group,
+        )
+        return Direct(step, info, None if rank is None else int(rank.sum()))
+
+    def largest_eigenvalue(self) -> Tensor:
+        if self.slopes is None and self.columns is None:
+            norm: Tensor = torch.linalg.matrix_norm(self.matrix, ord=2)
+            return norm.square()
+        like = self.residual.new_empty(self.systems, self.unknowns)
+        return lanczos_largest(lambda step: self.vjp(self.jvp(step)), like)
+
+    def with_residual(self, residual: Tensor) -> ScaledGram:
+        return replace(self, residual=residual)
+
+    def shared_preconditioner(self, damping: float | Tensor) -> Preconditioner:
+        weights = self.scale * self.residual.new_ones(self.matrix.shape[0])
+        if self.slopes is not None:
+            weights = weights * self.slopes.square().mean(0)
+        gram = (self.matrix * weights.unsqueeze(-1)).t() @ self.matrix
+        if self.columns is not None:
+            mean = self.columns.square().mean(0).sqrt()
+            gram = gram * mean * mean.unsqueeze(-1)
+        mean_damping = damping.mean() if isinstance(damping, Tensor) else damping
+        gram.diagonal().add_(mean_damping)
+        factor, info = torch.linalg.cholesky_ex(gram)
+        if bool(info):
+            raise ValueError(
+                'preconditioner="shared" needs a positive damping: the mean matrix of the family '
+                "is singular"
+            )
+        return lambda residual: torch.cholesky_solve(residual.t(), factor).t()
+
+    def _dense(self) -> DenseBatch:
+        """Row and column scalings leave nothing shared: form the Jacobians."""
+        jacobian = self.matrix.expand(self.systems, -1, -1)
+        if self.slopes is not None:
+            jacobian = jacobian * self.slopes.unsqueeze(-1)
+        if self.columns is not None:
+            jacobian = jacobian * self.columns.unsqueeze(-2)
+        return DenseBatch(
+            jacobian,
+            self.residual,
+            self.scale,
+            self.structure,
+            self.damping_group,
+            self.cut_group,
+        )

@@ -1,0 +1,33 @@
+"""The default: direct where the structure makes it cheap, conjugate gradient otherwise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..problems import LeastSquares
+from .base import Solution
+from .cg import CG
+from .cholesky import Cholesky
+from .damping import Resolved
+
+
+@dataclass(frozen=True)
+class Auto(Cholesky):
+    """:class:`Cholesky` where that is cheap, :class:`CG` at its default tolerance otherwise.
+
+    Linear layers with elementwise activations, elementwise activations alone, and any other block
+    with one side of its Jacobian at most 256 (and the Jacobian within 2^25 entries) are solved
+    directly. The report's ``solver`` names the route that ran.
+
+    Args:
+        damping: a float >= 0 or :class:`Relative`; 0 means minimum norm.
+        rcond: rank cut of the direct route at damping 0, as for :class:`Cholesky`.
+
+    >>> Auto(damping=0.5)
+    Auto(damping=0.5, rcond=None)
+    """
+
+    def solve(self, problem: LeastSquares, damping: Resolved | None) -> Solution:
+        if problem.direct_is_cheap:
+            return super().solve(problem, damping)
+        return CG(self.damping).solve(problem, damping)

@@ -1,0 +1,77 @@
+"""What a solver is: a frozen bag of options with one method."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ..errors import NotPositiveDefiniteError
+from ..problems import LeastSquares
+from .damping import Resolved
+from .record import SolveRecord, relative_residual
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A step and what it took to get it; ``step`` has shape (systems, n)."""
+
+    step: Tensor
+    record: SolveRecord
+
+
+class Solver(ABC):
+    """One point on the continuum from back-propagation to exact back-matching."""
+
+    #: Whether ``newton_steps`` repeats this solver; the others take their one step.
+    solves_least_squares = True
+
+    @abstractmethod
+    def damping_for(self, problem: LeastSquares) -> Resolved | None:
+        """The damping in force for ``problem``; ``None`` where the solver has none."""
+
+    @abstractmethod
+    def solve(self, problem: LeastSquares, damping: Resolved | None) -> Solution:
+        """Solve with a damping from :meth:`damping_for` of this problem or an earlier one."""
+
+
+def record_for(
+    solver: str, problem: LeastSquares, damping: Resolved | None = None, **fields: Any
+) -> SolveRecord:
+    """The record fields that come from the problem and its damping, plus ``fields``."""
+    reported: float | Tensor | None = None
+    if damping is not None:
+        reported = damping.reported
+        if isinstance(reported, Tensor) and len(reported) == 1:
+            reported = float(reported)
+    return SolveRecord(
+        solver,
+        problem.structure,
+        problem.systems // problem.cut_group,
+        problem.unknowns * problem.cut_group,
+        damping=reported,
+        trace=None if damping is None else damping.trace,
+        **fields,
+    )
+
+
+def solve_directly(
+    name: str, problem: LeastSquares, damping: Resolved, rcond: float | None
+) -> Solution:
+    """Direct solve, its failures raised and its residual measured."""
+    per_system = damping.per_system
+    scaled = per_system / problem.scale  # H + lambda I = scale (J^T J + lambda/scale I)
+    result = problem.direct(scaled, rcond)
+    if result.info is not None and bool(result.info.any()):
+        bad = result.info.nonzero().flatten()
+        raise NotPositiveDefiniteError(
+            "the damped normal matrix", bad.tolist(), result.info[bad].tolist(), problem.systems
+        )
+    shift = per_system.unsqueeze(-1) if isinstance(per_system, Tensor) else per_system
+    applied = problem.normal(result.step) + shift * result.step
+    samples = (problem.systems // problem.cut_group, problem.cut_group * problem.unknowns)
+    residual = relative_residual(applied.reshape(samples), problem.gradient().reshape(samples))
+    record = record_for(name, problem, damping, residual=residual, rank=result.rank)
+    return Solution(result.step, record)

@@ -1,0 +1,106 @@
+"""Conjugate gradient on the normal equations, one Krylov space per system."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from .. import checks
+from ..linalg.krylov import DEFAULT_RTOL, conjugate_gradient
+from ..problems import LeastSquares, Preconditioner
+from .base import Solution, Solver, record_for
+from .damping import Damping, Resolved, check, resolve
+
+#: (problem, damping) -> preconditioner for that problem.
+PreconditionerFactory = Callable[[LeastSquares, "float | Tensor"], Preconditioner]
+
+
+@dataclass(frozen=True)
+class CG(Solver):
+    """Conjugate gradient from 0 (Hestenes and Stiefel 1952).
+
+    One system per sample (inputs), per output unit (Linear with elementwise slopes), one joint
+    system otherwise; the report's ``structure`` says which. Each stops by itself, on its
+    recomputed residual.
+
+    Args:
+        damping: a float >= 0 or :class:`Relative`. At 0 the minimum-norm solution is approached.
+        rtol: relative residual of the normal equations; ``None``: 1e-5 in float32, 1e-10 in
+            float64; 0 runs exactly ``max_steps`` without a warning.
+        max_steps: cap; ``None``: 10 n (at least 1).
+        preconditioner: ``None``; ``"shared"``: one Cholesky of the family at its mean scaling
+            (Linear blocks only); or a callable ``(problem, damping) -> apply`` where ``apply``
+            maps residuals (systems, n) to approximate solutions.
+
+    >>> CG(damping=1e-3, max_steps=5, rtol=0)
+    CG(damping=0.001, rtol=0.0, max_steps=5, preconditioner=None)
+    """
+
+    damping: Damping
+    rtol: float | None = None
+    max_steps: int | None = None
+    preconditioner: str | PreconditionerFactory | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "damping", check("CG damping", self.damping))
+        if self.rtol is not None:
+            object.__setattr__(self, "rtol", checks.non_negative("CG rtol", self.rtol))
+        if self.max_steps is not None:
+            checks.positive_int("CG max_steps", self.max_steps)
+        known = self.preconditioner in (None, "shared") or callable(self.preconditioner)
+        if not known:
+            raise ValueError(
+                'CG preconditioner must be None, "shared" or a callable (problem, damping) -> '
+                f"apply, got {self.preconditioner!r}"
+            )
+
+    def damping_for(self, problem: LeastSquares) -> Resolved | None:
+        return resolve(self.damping, problem)
+
+    def solve(self, problem: LeastSquares, damping: Resolved | None) -> Solution:
+        assert damping is not None
+        per_system = damping.per_system
+        shift = per_system.unsqueeze(-1) if isinstance(per_system, Tensor) else per_system
+        g = problem.gradient()
+        # The positions of one sample are one Krylov system: (samples, positions * n, 1).
+        krylov = (problem.systems // problem.cut_group, problem.cut_group * problem.unknowns, 1)
+
+        def apply(step: Tensor) -> Tensor:
+            flat = step.reshape(g.shape)
+            return (problem.normal(flat) + shift * flat).reshape(krylov)
+
+        result = conjugate_gradient(
+            apply,
+            g.reshape(krylov),
+            rtol=DEFAULT_RTOL[g.dtype] if self.rtol is None else self.rtol,
+            max_steps=self.max_steps or max(10 * krylov[1], 1),
+            preconditioner=self._preconditioner(problem, per_system, g),
+        )
+        record = record_for(
+            "cg",
+            problem,
+            damping,
+            iterations=_largest(result.iterations, int),
+            residual=_largest(result.residual, float),
+            converged=self.rtol == 0.0 or bool(result.converged.all()),
+        )
+        return Solution(result.x.reshape(g.shape), record)
+
+    def _preconditioner(
+        self, problem: LeastSquares, damping: float | Tensor, like: Tensor
+    ) -> Preconditioner | None:
+        if self.preconditioner is None:
+            return None
+        if isinstance(self.preconditioner, str):
+            inner = problem.shared_preconditioner(damping)
+        else:
+            inner = self.preconditioner(problem, damping)
+        return lambda residual: inner(residual.reshape(like.shape)).reshape(residual.shape)
+
+
+def _largest(values: Tensor, kind: type[int] | type[float]) -> int | float:
+    return kind(values.max()) if values.numel() else kind(0)
+
+

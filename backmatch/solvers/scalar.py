@@ -1,0 +1,69 @@
+"""One scalar per block and side in place of the local Hessian."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from .. import checks
+from ..problems import LeastSquares
+from .base import Solution, Solver, record_for
+from .damping import Damping, Resolved, check, resolve
+
+KINDS = ("trace", "spectral", "rayleigh")
+
+
+@dataclass(frozen=True)
+class Scalar(Solver):
+    """``d = g / (c + damping)`` with one c for the whole batch: the papers' idea, derived here.
+
+    Args:
+        kind: ``"trace"``: mean eigenvalue of H; ``"spectral"``: its largest eigenvalue;
+            ``"rayleigh"``: ``g^T H g / g^T g``.
+        damping: a float >= 0, or :class:`Relative`; c = 0 gives d = 0.
+
+    >>> Scalar("spectral", damping=0.1)
+    Scalar(kind='spectral', damping=0.1)
+    >>> Scalar("norm")
+    Traceback (most recent call last):
+    ...
+    ValueError: Scalar kind must be one of trace, spectral, rayleigh, got 'norm'
+    """
+
+    kind: str = "trace"
+    damping: Damping = 0.0
+
+    solves_least_squares = False
+
+    def __post_init__(self) -> None:
+        checks.choice("Scalar kind", self.kind, KINDS)
+        object.__setattr__(self, "damping", check("Scalar damping", self.damping))
+
+    def damping_for(self, problem: LeastSquares) -> Resolved | None:
+        return resolve(self.damping, problem)
+
+    def solve(self, problem: LeastSquares, damping: Resolved | None) -> Solution:
+        assert damping is not None
+        g = problem.gradient()
+        c, trace = self._curvature(problem, g)
+        shift = damping.per_system
+        if isinstance(shift, Tensor):
+            shift = shift.unsqueeze(-1)
+        step = torch.where(c > 0, g / (c + shift), torch.zeros_like(g))
+        record = record_for("scalar", problem, damping, scale=float(c))
+        return Solution(step, replace(record, trace=trace or record.trace))
+
+    def _curvature(self, problem: LeastSquares, g: Tensor) -> tuple[Tensor, str | None]:
+        """c of the whole-batch H, 0-dimensional, and how its trace was found."""
+        if self.kind == "trace":
+            traces, exact = problem.traces()
+            size = max(problem.systems * problem.unknowns, 1)
+            return problem.scale * traces.sum() / size, "exact" if exact else "estimated"
+        if self.kind == "spectral":
+            return problem.scale * problem.largest_eigenvalue(), None
+        square = g.square().sum()
+        bent = (g * problem.normal(g)).sum()
+        return torch.where(square > 0, bent / square, torch.zeros_like(square)), None
+
