@@ -301,7 +301,7 @@ def test_lost_damping_is_reported(wide):
         linalg.ridge(Z, torch.ones(4, Z.shape[0]), damping=1e-12)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     m=st.integers(1, 24),
     n=st.integers(1, 24),

@@ -56,6 +56,9 @@ class Block(ABC):
         trainable: its parameters that require grad, by name.
     """
 
+    #: Whether a linearisation may have to evaluate the block again.
+    always_replayable = False
+
     def __init__(self, name: str, module: nn.Module) -> None:
         self.name, self.module = name, module
         self.trainable: dict[str, nn.Parameter] = {
@@ -65,7 +68,7 @@ class Block(ABC):
 
     def forward(self, z: Tensor, *, with_input: bool, replayable: bool) -> Linearisation:
         """The one real forward pass: moves buffers and RNG, fires the user's hooks."""
-        if replayable:
+        if replayable or self.always_replayable:
             self.replay = Replay.before(self.module, z.device)
         with torch.enable_grad():
             return self._linearise(z, with_input, None)

@@ -42,35 +42,27 @@ class RandomState:
 class Replay:
     """What a block's forward pass started from: RNG state and buffers."""
 
-    module: nn.Module
     random: RandomState
-    buffers: list[tuple[Tensor, Tensor]]
+    buffers: dict[str, Tensor]
 
     @classmethod
     def before(cls, module: nn.Module, device: torch.device) -> Replay:
-        buffers = [(b, b.detach().clone()) for b in module.buffers()]
-        return cls(module, RandomState.now(device), buffers)
+        buffers = {name: b.detach().clone() for name, b in module.named_buffers()}
+        return cls(RandomState.now(device), buffers)
 
     @contextmanager
     def again(self) -> Iterator[None]:
-        """Inside, RNG and buffers are as before the forward pass; afterwards as on entry."""
-        random = RandomState.now(self.random.device)
-        buffers = [(b, b.detach().clone()) for b, _ in self.buffers]
+        """Inside, the RNG is as before the forward pass; afterwards as on entry."""
+        entry = RandomState.now(self.random.device)
+        self.random.restore()
         try:
-            self.random.restore()
-            _restore(self.buffers)
             yield
         finally:
-            random.restore()
-            _restore(buffers)
+            entry.restore()
 
-
-def _restore(buffers: list[tuple[Tensor, Tensor]]) -> None:
-    with torch.no_grad():
-        for buffer, saved in buffers:
-            # Writing equal values would still bump the version that saved graphs check.
-            if not torch.equal(buffer, saved):
-                buffer.data.copy_(saved)
+    def fresh_buffers(self) -> dict[str, Tensor]:
+        """Copies for an evaluation to move: the module's own are not touched."""
+        return {name: b.clone() for name, b in self.buffers.items()}
 
 
 @contextmanager
@@ -148,6 +140,8 @@ def _swapped(module: nn.Module, table: str, hooks: dict) -> Iterator[None]:  # t
         current.update(hooks)
         yield
     finally:
+        # A hook may have removed itself or added another while it ran: keep that.
         added = {k: h for k, h in current.items() if k not in saved}
+        kept = {k: h for k, h in saved.items() if k in current or k not in hooks}
         current.clear()
-        current.update({**saved, **added})
+        current.update({**kept, **added})

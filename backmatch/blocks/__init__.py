@@ -1,0 +1,62 @@
+"""From a module to its two local problems: choose the route that fits its structure."""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.nn.modules import module as _globals
+
+from .base import Block, Linearisation, Named
+from .elementwise import DiagonalBlock, is_diagonal
+from .generic import GenericBlock
+from .linear import LinearBlock
+from .replay import transaction
+
+__all__ = ["Block", "Linearisation", "Named", "adapt", "leaves_of", "transaction"]
+
+
+def adapt(name: str, module: nn.Module) -> Block:
+    """The block for a module, as its hooks, types and frozen parameters are now."""
+    leaves = leaves_of(module)
+    if leaves is None or not all(_is_plain(leaf) for leaf in leaves):
+        return GenericBlock(name, module)
+    layers = [i for i, leaf in enumerate(leaves) if not is_diagonal(leaf)]
+    if not layers:
+        return DiagonalBlock(name, module, leaves)
+    at = layers[0]
+    layer = leaves[at]
+    if len(layers) == 1 and type(layer) is nn.Linear:
+        return LinearBlock(name, module, leaves[:at], layer, leaves[at + 1 :])
+    return GenericBlock(name, module)
+
+
+def leaves_of(module: nn.Module) -> list[nn.Module] | None:
+    """The modules of nested plain Sequentials in order; ``None`` where one is not plain."""
+    if type(module) is not nn.Sequential:
+        return [module]
+    if not _is_plain(module):
+        return None
+    found: list[nn.Module] = []
+    # Not .children(): that leaves out a module that stands twice.
+    for child in module._modules.values():
+        inner = None if child is None else leaves_of(child)
+        if inner is None:
+            return None
+        found += inner
+    return found
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """No hooks, no replaced forward, not compiled: calling it runs its class's forward."""
+    return not (
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in module.__dict__
+        or getattr(module, "_compiled_call_impl", None) is not None
+        or getattr(module, "batch_coupled", False)
+        or _globals._global_forward_hooks
+        or _globals._global_forward_pre_hooks
+        or _globals._global_backward_hooks
+        or _globals._global_backward_pre_hooks
+    )

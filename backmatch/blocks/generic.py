@@ -1,0 +1,244 @@
+"""Any module: J and J^T by autodiff on the graph of its one forward pass.
+
+J^T u is a backward pass. J v is the derivative of u -> J^T u, a backward pass through the backward
+pass: no second forward pass, so hooks fire once, dropout keeps its mask and running statistics
+move once. Where a backward pass cannot be differentiated, forward-mode autodiff takes over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..problems import LeastSquares, Operator
+from .base import Block, Linearisation, Named
+from .replay import HookRecorder
+
+
+class GenericBlock(Block):
+    """A module without known structure."""
+
+    always_replayable = True
+
+    def __init__(self, name: str, module: nn.Module) -> None:
+        super().__init__(name, module)
+        self.hooks = HookRecorder(module)
+
+    def _linearise(
+        self, z: Tensor, with_input: bool, parameters: Named | None
+    ) -> GenericLinearisation:
+        named = self.parameters_plus(None) if parameters is None else parameters
+        leaves = {key: value.detach().requires_grad_() for key, value in named.items()}
+        leaf = z.detach()
+        if leaf.is_floating_point():
+            leaf = leaf.requires_grad_(with_input)
+        with _differentiable(self.module):
+            if parameters is None:
+                with self.hooks.recording():
+                    output = functional_call(self.module, leaves, (leaf.clone(),))
+            else:
+                output = self._again(leaf, leaves)
+        self._check(output, z)
+        return GenericLinearisation(self, leaf, leaves, output)
+
+    def _again(self, z: Tensor, leaves: Named) -> Tensor:
+        assert self.replay is not None
+        state = {**leaves, **self.replay.fresh_buffers()}
+        with self.hooks.essential_only():
+            output: Tensor = functional_call(self.module, state, (z.clone(),))
+        return output
+
+    def pushforward(self, z: Tensor, parameters: Named, v: Named) -> Tensor:
+        """J v by forward mode: evaluates the block again. The key "" of ``v`` stands for z."""
+        point = {"": z, **parameters}
+        names = list(v)
+
+        def run(*values: Tensor) -> Tensor:
+            named = {**point, **dict(zip(names, values, strict=True))}
+            return self._again(named.pop(""), named)
+
+        assert self.replay is not None
+        with self.replay.again(), _differentiable(self.module):
+            primals = tuple(point[name].detach() for name in names)
+            _, tangent = torch.func.jvp(run, primals, tuple(v.values()))
+        result: Tensor = tangent
+        return result
+
+    def _check(self, output: object, z: Tensor) -> None:
+        kind = type(self.module).__name__
+        if not isinstance(output, Tensor):
+            raise TypeError(
+                f"block {self.name!r} ({kind}) must return a tensor, got {type(output).__name__}"
+            )
+        if not output.is_floating_point():
+            raise TypeError(
+                f"block {self.name!r} ({kind}) must return float32 or float64, got {output.dtype}"
+            )
+        if output.dim() < 1 or output.shape[0] != z.shape[0]:
+            raise ValueError(
+                f"block {self.name!r} ({kind}) must keep dimension 0, the sample: expected "
+                f"({z.shape[0]}, ...), got {tuple(output.shape)}"
+            )
+
+
+class GenericLinearisation(Linearisation):
+    """The autodiff graph of one evaluation."""
+
+    def __init__(self, block: GenericBlock, z: Tensor, leaves: Named, output: Tensor) -> None:
+        self.block, self.z, self.leaves, self.graph = block, z, leaves, output
+        self.output = output.detach()
+        self.samples = z.shape[0]
+        self._coupled: bool | None = True if couples_batch(block.module) else None
+
+    def weight_problem(self, displacement: Tensor) -> LeastSquares:
+        sizes = [leaf.numel() for leaf in self.leaves.values()]
+        shapes = [leaf.shape for leaf in self.leaves.values()]
+        autodiff = _Products(self, list(self.leaves), list(self.leaves.values()))
+
+        def forward(step: Tensor) -> Tensor:
+            parts = [p.view(s) for p, s in zip(step[0].split(sizes), shapes, strict=True)]
+            return autodiff.jvp(parts).reshape(1, -1)
+
+        def reverse(cotangent: Tensor) -> Tensor:
+            parts = autodiff.vjp(cotangent.reshape(self.graph.shape))
+            return torch.cat([part.reshape(-1) for part in parts]).unsqueeze(0)
+
+        return Operator(
+            forward,
+            reverse,
+            sum(sizes),
+            displacement.reshape(1, -1),
+            1.0 / self.samples,
+            "joint",
+            f"the weight problem of block {self.block.name!r} ({type(self.block.module).__name__})",
+        )
+
+    def weight_step(self, step: Tensor) -> Named:
+        sizes = [leaf.numel() for leaf in self.leaves.values()]
+        parts = step[0].split(sizes)
+        return {
+            name: part.view(leaf.shape)
+            for (name, leaf), part in zip(self.leaves.items(), parts, strict=True)
+        }
+
+    def input_problem(self, displacement: Tensor) -> LeastSquares:
+        autodiff = _Products(self, [""], [self.z])
+        systems = 1 if self._is_coupled(autodiff) else self.samples
+
+        def forward(step: Tensor) -> Tensor:
+            return autodiff.jvp([step.reshape(self.z.shape)]).reshape(systems, -1)
+
+        def reverse(cotangent: Tensor) -> Tensor:
+            (part,) = autodiff.vjp(cotangent.reshape(self.graph.shape))
+            return part.reshape(systems, -1)
+
+        return Operator(
+            forward,
+            reverse,
+            self.z.numel() // systems,
+            displacement.reshape(systems, -1),
+            1.0,
+            "joint" if systems == 1 and self.samples > 1 else "sample",
+            f"the input problem of block {self.block.name!r} ({type(self.block.module).__name__})",
+        )
+
+    def input_step(self, step: Tensor) -> Tensor:
+        return step.reshape(self.z.shape)
+
+    def _is_coupled(self, autodiff: _Products) -> bool:
+        """One probe: what moves one sample must not move, or be moved by, another."""
+        if self._coupled is None:
+            chosen = self.samples // 2
+            others = torch.arange(self.samples, device=self.z.device) != chosen
+            generator = torch.Generator().manual_seed(0)
+
+            def probe(like: Tensor) -> Tensor:
+                full = torch.zeros_like(like)
+                noise = torch.randn(like.shape[1:], generator=generator, dtype=torch.float64)
+                full[chosen] = noise.to(full)
+                return full
+
+            moved = autodiff.jvp([probe(self.z)])[others]
+            (movers,) = autodiff.vjp(probe(self.output))
+            self._coupled = bool(moved.any()) or bool(movers[others].any())
+        return self._coupled
+
+
+class _Products:
+    """J v and J^T u of one graph with respect to some of its leaves."""
+
+    def __init__(self, at: GenericLinearisation, names: list[str], leaves: list[Tensor]) -> None:
+        self.at, self.names, self.leaves, self.output = at, names, leaves, at.graph
+        self._pullback: tuple[Tensor, list[tuple[int, Tensor]]] | None = None
+
+    def vjp(self, u: Tensor) -> list[Tensor]:
+        if not self.output.requires_grad:
+            return [torch.zeros_like(leaf) for leaf in self.leaves]
+        grads = torch.autograd.grad(
+            self.output, self.leaves, u, retain_graph=True, allow_unused=True
+        )
+        return [
+            torch.zeros_like(leaf) if grad is None else grad
+            for leaf, grad in zip(self.leaves, grads, strict=True)
+        ]
+
+    def jvp(self, v: list[Tensor]) -> Tensor:
+        if not self.output.requires_grad:
+            return torch.zeros_like(self.output)
+        try:
+            cotangent, pulled = self._differentiable_pullback()
+            used = [g for _, g in pulled]
+            if not used:
+                return torch.zeros_like(self.output)
+            (tangent,) = torch.autograd.grad(
+                used, cotangent, [v[i] for i, _ in pulled], retain_graph=True, allow_unused=True
+            )
+        except RuntimeError as error:
+            if "not implemented" not in str(error) and "once_differentiable" not in str(error):
+                raise
+            return self.at.block.pushforward(
+                self.at.z, self.at.leaves, dict(zip(self.names, v, strict=True))
+            )
+        return torch.zeros_like(self.output) if tangent is None else tangent
+
+    def _differentiable_pullback(self) -> tuple[Tensor, list[tuple[int, Tensor]]]:
+        """u -> J^T u as a graph in u; linear, so it is built once at u = 0."""
+        if self._pullback is None:
+            with torch.enable_grad():
+                cotangent = torch.zeros_like(self.output).requires_grad_()
+                grads = torch.autograd.grad(
+                    self.output, self.leaves, cotangent, create_graph=True, allow_unused=True
+                )
+            pulled = [
+                (i, g) for i, g in enumerate(grads) if g is not None and g.requires_grad
+            ]
+            self._pullback = cotangent, pulled
+        return self._pullback
+
+
+def couples_batch(module: nn.Module) -> bool:
+    """Whether a module says, or is known, to mix the samples of a batch."""
+    return any(
+        getattr(part, "batch_coupled", False) is True
+        or (isinstance(part, _BatchNorm) and (part.training or part.running_mean is None))
+        for part in module.modules()
+    )
+
+
+@contextmanager
+def _differentiable(module: nn.Module) -> Iterator[None]:
+    """Twice differentiable attention, and eager code where parts are compiled."""
+    compiled = any(
+        getattr(part, "_compiled_call_impl", None) is not None or hasattr(part, "_orig_mod")
+        for part in module.modules()
+    )
+    # Compiled graphs have no double backward; fused attention kernels have none either.
+    eager = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
+    with sdpa_kernel(SDPBackend.MATH), eager:
+        yield

@@ -1,0 +1,111 @@
+"""What a model must be for a sweep: checked before anything is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from . import checks
+from .blocks import Block
+from .partitioning import refuse_hooks, unwrapped
+
+#: Wrappers for several devices or processes, by class name: importing FSDP costs a second.
+_WRAPPERS = ("DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule", "DataParallel")
+
+
+def chain(blocks: nn.Module | Iterable[nn.Module]) -> dict[str, nn.Module]:
+    """Name -> block, bottom first, from a Sequential or an iterable of modules."""
+    if isinstance(blocks, nn.Module):
+        blocks = unwrapped(blocks)
+        _refuse_wrapper(blocks)
+        is_list = isinstance(blocks, nn.ModuleList)
+        if not is_list and not (
+            isinstance(blocks, nn.Sequential)
+            and type(blocks).forward is nn.Sequential.forward
+            and "forward" not in blocks.__dict__
+        ):
+            raise TypeError(
+                "blocks must be an nn.Sequential or an iterable of modules, got the module "
+                f"{type(blocks).__name__}; pass [block, ...] in the order they are applied"
+            )
+        refuse_hooks(blocks)
+        items = list(blocks._modules.items())
+    else:
+        if not isinstance(blocks, Iterable):
+            raise TypeError(
+                "blocks must be an nn.Sequential or an iterable of modules, got "
+                f"{type(blocks).__name__}"
+            )
+        items = [(str(i), block) for i, block in enumerate(blocks)]
+    if not items:
+        raise ValueError("blocks must hold at least one module, got none")
+    named: dict[str, nn.Module] = {}
+    for name, block in items:
+        if not isinstance(block, nn.Module):
+            raise TypeError(f"block {name!r} must be an nn.Module, got {type(block).__name__}")
+        named[name] = unwrapped(block)
+        for part in named[name].modules():
+            _refuse_wrapper(part)
+    _refuse_shared(named)
+    return named
+
+
+def _refuse_shared(blocks: dict[str, nn.Module]) -> None:
+    """One parameter in two blocks would get two steps."""
+    owner: dict[int, str] = {}
+    for name, block in blocks.items():
+        for key, parameter in block.named_parameters():
+            first = owner.setdefault(id(parameter), name)
+            if first != name:
+                raise ValueError(
+                    f"blocks {first!r} and {name!r} share the parameter {key!r}; put both uses "
+                    "into one block"
+                )
+
+
+def check_ready(x: object) -> None:
+    """Refuse a grad mode, input or dtype that a sweep cannot work with."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x must be a torch.Tensor, got {type(x).__name__}")
+    if x.layout != torch.strided:
+        raise TypeError(f"x must be a dense (strided) tensor, got layout {x.layout}")
+    if torch.is_inference_mode_enabled() or x.is_inference():
+        raise TypeError("x must be no inference tensor, and inference mode off: use torch.no_grad")
+    for device in {"cpu", x.device.type}:
+        if torch.is_autocast_enabled(device):
+            raise TypeError("backward must run outside autocast: solves need float32 or float64")
+    if x.device.type not in ("cpu", "cuda"):
+        raise TypeError(f"x must live on a CPU or CUDA device, got {x.device}")
+    if x.is_floating_point() or x.is_complex():
+        checks.tensor("x", x)
+    if x.dim() < 1 or x.shape[0] < 1:
+        raise ValueError(f"x must hold at least one sample, shape (m, ...), got {tuple(x.shape)}")
+    checks.finite("x", x)
+
+
+def check_parameters(x: Tensor, blocks: list[Block]) -> None:
+    """One dtype and one device for all parameters and x; no NaN or Inf."""
+    first: tuple[str, Tensor] | None = ("x", x) if x.is_floating_point() else None
+    for block in blocks:
+        for name, parameter in block.module.named_parameters():
+            label = f"parameter {name!r} of block {block.name!r}"
+            if type(parameter) is not nn.Parameter:
+                raise TypeError(f"{label} must be a plain parameter, got {type(parameter)}")
+            checks.tensor(label, parameter)
+            if first is None:
+                first = (label, parameter)
+            checks.same(label, parameter, *first)
+            if parameter.device != x.device:
+                raise ValueError(f"{label} must be on the device of x, got {parameter.device}")
+            checks.finite(f"parameter {name!r}", parameter, block=block.name)
+
+
+def _refuse_wrapper(module: nn.Module) -> None:
+    for kind in type(module).__mro__:
+        if kind.__name__ in _WRAPPERS and kind.__module__.startswith("torch."):
+            raise TypeError(
+                f"{kind.__name__} is not supported: pass the module inside it; a sweep over "
+                "several processes is the business of BackMatching's process_group"
+            )
