@@ -164,7 +164,8 @@ class BackMatching:
                 loss,
                 factor=self.target_step * (x.shape[0] if self.reduction == "mean" else 1),
             )
-            displacements, steps = [r], []
+            displacements = [r]
+            steps: list[BlockStep] = []
             for b in reversed(range(len(blocks))):
                 step = solve_block(
                     blocks[b],
@@ -208,7 +209,8 @@ class BackMatching:
 def _forward(
     blocks: list[Block], x: Tensor, replayable: bool
 ) -> tuple[list[Tensor], list[Linearisation]]:
-    inputs, lins = [], []
+    inputs: list[Tensor] = []
+    lins: list[Linearisation] = []
     z = x.detach()
     for b, block in enumerate(blocks):
         lin = block.forward(z, with_input=b > 0, replayable=replayable)

@@ -66,9 +66,8 @@ class GenericBlock(Block):
         assert self.replay is not None
         with self.replay.again(), _differentiable(self.module):
             primals = tuple(point[name].detach() for name in names)
-            _, tangent = torch.func.jvp(run, primals, tuple(v.values()))
-        result: Tensor = tangent
-        return result
+            tangent: Tensor = torch.func.jvp(run, primals, tuple(v.values()))[1]
+        return tangent
 
     def _check(self, output: object, z: Tensor) -> None:
         kind = type(self.module).__name__
@@ -102,7 +101,7 @@ class GenericLinearisation(Linearisation):
         autodiff = _Products(self, list(self.leaves), list(self.leaves.values()))
 
         def forward(step: Tensor) -> Tensor:
-            parts = [p.view(s) for p, s in zip(step[0].split(sizes), shapes, strict=True)]
+            parts = [p.view(s) for p, s in zip(torch.split(step[0], sizes), shapes, strict=True)]
             return autodiff.jvp(parts).reshape(1, -1)
 
         def reverse(cotangent: Tensor) -> Tensor:
@@ -121,7 +120,7 @@ class GenericLinearisation(Linearisation):
 
     def weight_step(self, step: Tensor) -> Named:
         sizes = [leaf.numel() for leaf in self.leaves.values()]
-        parts = step[0].split(sizes)
+        parts = torch.split(step[0], sizes)
         return {
             name: part.view(leaf.shape)
             for (name, leaf), part in zip(self.leaves.items(), parts, strict=True)
@@ -215,9 +214,7 @@ class _Products:
                 grads = torch.autograd.grad(
                     self.output, self.leaves, cotangent, create_graph=True, allow_unused=True
                 )
-            pulled = [
-                (i, g) for i, g in enumerate(grads) if g is not None and g.requires_grad
-            ]
+            pulled = [(i, g) for i, g in enumerate(grads) if g is not None and g.requires_grad]
             self._pullback = cotangent, pulled
         return self._pullback
 

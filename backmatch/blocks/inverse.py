@@ -57,8 +57,7 @@ def inverted_displacement(
 ) -> Tensor | None:
     """phi^-1(clamped zhat) - a in the shape of ``a``; ``None`` if phi is not invertible.
 
-    Where the target and the present value lie beyond the same end of the shrunk range the unit is
-    as saturated as asked for, and the displacement is 0.
+    The clamp acts on the target alone: a unit that is saturated beyond it is pulled back.
     """
     active = [leaf for leaf in post if not is_reshape(leaf) and not _is_identity(leaf)]
     displacement = displacement.reshape(pre_activation.shape)
@@ -68,11 +67,8 @@ def inverted_displacement(
     if len(active) > 1 or inverse is None:
         return None
     low, high = inverse.low + clamp, inverse.high - clamp
-    value = output.reshape(pre_activation.shape)
-    target = value + displacement
-    moved = inverse.function(target.clamp(low, high)) - pre_activation
-    saturated = ((value >= high) & (target >= high)) | ((value <= low) & (target <= low))
-    return torch.where(saturated, torch.zeros_like(moved), moved)
+    target = output.reshape(pre_activation.shape) + displacement
+    return inverse.function(target.clamp(low, high)) - pre_activation
 
 
 def _is_identity(leaf: nn.Module) -> bool:

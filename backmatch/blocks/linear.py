@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as nnf
 from torch import Tensor, nn
 
 from ..problems import ScaledGram
@@ -124,14 +124,15 @@ class LinearBlock(Block):
         hooks = parameters is None
         layer_input, columns = apply_diagonal(self.pre, z, hooks=hooks, with_slopes=with_input)
         self._check(layer_input)
-        weight, bias = self.linear.weight.detach(), self.linear.bias
+        weight: Tensor = self.linear.weight.detach()
+        bias: Tensor | None = self.linear.bias
         with torch.no_grad():
             if parameters is None:
                 layer_output = self.linear(layer_input)
             else:
                 weight = parameters.get(self.weight_name, weight)
-                bias = parameters.get(self.bias_name, bias)
-                layer_output = F.linear(layer_input, weight, bias)
+                bias = parameters.get(self.bias_name) if self.trains_bias else bias
+                layer_output = nnf.linear(layer_input, weight, bias)
         output, slopes = apply_diagonal(self.post, layer_output, hooks=hooks)
         return LinearLinearisation(
             self, weight, z.shape, layer_input, layer_output, output, slopes, columns

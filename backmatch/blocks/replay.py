@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -117,11 +118,11 @@ class HookRecorder:
                         stack.enter_context(_swapped(module, table, kept))
             yield
 
-    def _noting(self, hook):  # type: ignore[no-untyped-def]
+    def _noting(self, hook: Callable[..., Any]) -> Callable[..., Any]:
         if type(hook).__module__.startswith("torch.nn.utils"):
             self.essential.add(id(hook))
 
-        def noted(*args, **kwargs):  # type: ignore[no-untyped-def]
+        def noted(*args: Any, **kwargs: Any) -> Any:
             result = hook(*args, **kwargs)
             if result is not None:
                 self.essential.add(id(hook))
@@ -131,7 +132,7 @@ class HookRecorder:
 
 
 @contextmanager
-def _swapped(module: nn.Module, table: str, hooks: dict) -> Iterator[None]:  # type: ignore[type-arg]
+def _swapped(module: nn.Module, table: str, hooks: dict[int, Callable[..., Any]]) -> Iterator[None]:
     """Replace the entries of a hook table in place: its identity and handles stay valid."""
     current = getattr(module, table)
     saved = dict(current)

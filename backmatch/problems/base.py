@@ -129,7 +129,9 @@ def lanczos_largest(
     generator = torch.Generator().manual_seed(0)
     start = torch.randn(n, generator=generator, dtype=torch.float64).to(like)
     q = (start / start.norm()).expand(systems, n)
-    basis, diagonal, off = [q], [], []
+    basis = [q]
+    diagonal: list[Tensor] = []
+    off: list[Tensor] = []
     eps = torch.finfo(like.dtype).eps
     best = like.new_zeros(systems)
     for k in range(1, min(n, max_steps) + 1):
@@ -157,4 +159,5 @@ def _tridiagonal(diagonal: list[Tensor], off: list[Tensor]) -> Tensor:
     if off:
         beta = torch.stack(off, -1)
         matrix = matrix + torch.diag_embed(beta, 1) + torch.diag_embed(beta, -1)
-    return torch.linalg.eigvalsh(matrix)
+    values: Tensor = torch.linalg.eigvalsh(matrix)
+    return values

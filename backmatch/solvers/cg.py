@@ -102,5 +102,3 @@ class CG(Solver):
 
 def _largest(values: Tensor, kind: type[int] | type[float]) -> int | float:
     return kind(values.max()) if values.numel() else kind(0)
-
-

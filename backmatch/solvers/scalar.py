@@ -66,4 +66,3 @@ class Scalar(Solver):
         square = g.square().sum()
         bent = (g * problem.normal(g)).sum()
         return torch.where(square > 0, bent / square, torch.zeros_like(square)), None
-
