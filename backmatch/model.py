@@ -73,11 +73,11 @@ def check_ready(x: object) -> None:
         raise TypeError(f"x must be a dense (strided) tensor, got layout {x.layout}")
     if torch.is_inference_mode_enabled() or x.is_inference():
         raise TypeError("x must be no inference tensor, and inference mode off: use torch.no_grad")
+    if x.device.type not in ("cpu", "cuda"):
+        raise TypeError(f"x must live on a CPU or CUDA device, got {x.device}")
     for device in {"cpu", x.device.type}:
         if torch.is_autocast_enabled(device):
             raise TypeError("backward must run outside autocast: solves need float32 or float64")
-    if x.device.type not in ("cpu", "cuda"):
-        raise TypeError(f"x must live on a CPU or CUDA device, got {x.device}")
     if x.is_floating_point() or x.is_complex():
         checks.tensor("x", x)
     if x.dim() < 1 or x.shape[0] < 1:

@@ -25,6 +25,7 @@ def top_displacement(
     with torch.enable_grad():
         leaf = output.detach().requires_grad_()
         value = loss(leaf)
+        scalar = value.reshape(()) if isinstance(value, Tensor) and value.numel() == 1 else value
     if not isinstance(value, Tensor):
         raise TypeError(f"loss must return a tensor, got {type(value).__name__}")
     if value.numel() != 1:
@@ -33,11 +34,11 @@ def top_displacement(
     if not value.requires_grad:
         raise ValueError("loss must depend on the network's output by differentiable operations")
     _refuse_other_leaves(value, leaf)
-    (gradient,) = torch.autograd.grad(value.reshape(()), leaf, allow_unused=True)
+    (gradient,) = torch.autograd.grad(scalar, leaf, allow_unused=True)
     if gradient is None:
         raise ValueError("loss must depend on the network's output, got one that does not")
     checks.finite("gradient of the loss", gradient)
-    return value.detach().reshape(()), gradient.detach() * -factor
+    return scalar.detach(), gradient.detach() * -factor
 
 
 def _refuse_other_leaves(value: Tensor, output: Tensor) -> None:

@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..problems import LeastSquares, Operator
 from .base import Block, Linearisation, Named
+from .products import Products
 from .replay import HookRecorder
 
 
@@ -29,6 +30,7 @@ class GenericBlock(Block):
     def __init__(self, name: str, module: nn.Module) -> None:
         super().__init__(name, module)
         self.hooks = HookRecorder(module)
+        self._places = _places(module)
 
     def _linearise(
         self, z: Tensor, with_input: bool, parameters: Named | None
@@ -41,7 +43,7 @@ class GenericBlock(Block):
         with _differentiable(self.module):
             if parameters is None:
                 with self.hooks.recording():
-                    output = functional_call(self.module, leaves, (leaf.clone(),))
+                    output = self._call(leaves, leaf)
             else:
                 output = self._again(leaf, leaves)
         self._check(output, z)
@@ -49,9 +51,17 @@ class GenericBlock(Block):
 
     def _again(self, z: Tensor, leaves: Named) -> Tensor:
         assert self.replay is not None
-        state = {**leaves, **self.replay.fresh_buffers()}
         with self.hooks.essential_only():
-            output: Tensor = functional_call(self.module, state, (z.clone(),))
+            return self._call({**leaves, **self.replay.fresh_buffers()}, z)
+
+    def _call(self, state: Named, z: Tensor) -> Tensor:
+        """The module on ``z`` with some of its parameters and buffers replaced.
+
+        Every place where a shared tensor stands is named; torch's own tying of names would swap
+        one module that stands twice in a Sequential twice, and put the wrong tensor back.
+        """
+        everywhere = {place: state[name] for place, name in self._places.items() if name in state}
+        output: Tensor = functional_call(self.module, everywhere, (z.clone(),), tie_weights=False)
         return output
 
     def pushforward(self, z: Tensor, parameters: Named, v: Named) -> Tensor:
@@ -98,7 +108,7 @@ class GenericLinearisation(Linearisation):
     def weight_problem(self, displacement: Tensor) -> LeastSquares:
         sizes = [leaf.numel() for leaf in self.leaves.values()]
         shapes = [leaf.shape for leaf in self.leaves.values()]
-        autodiff = _Products(self, list(self.leaves), list(self.leaves.values()))
+        autodiff = self._products(list(self.leaves), list(self.leaves.values()))
 
         def forward(step: Tensor) -> Tensor:
             parts = [p.view(s) for p, s in zip(torch.split(step[0], sizes), shapes, strict=True)]
@@ -127,7 +137,7 @@ class GenericLinearisation(Linearisation):
         }
 
     def input_problem(self, displacement: Tensor) -> LeastSquares:
-        autodiff = _Products(self, [""], [self.z])
+        autodiff = self._products([""], [self.z])
         systems = 1 if self._is_coupled(autodiff) else self.samples
 
         def forward(step: Tensor) -> Tensor:
@@ -150,7 +160,13 @@ class GenericLinearisation(Linearisation):
     def input_step(self, step: Tensor) -> Tensor:
         return step.reshape(self.z.shape)
 
-    def _is_coupled(self, autodiff: _Products) -> bool:
+    def _products(self, names: list[str], leaves: list[Tensor]) -> Products:
+        def pushforward(v: Named) -> Tensor:
+            return self.block.pushforward(self.z, self.leaves, v)
+
+        return Products(self.graph, dict(zip(names, leaves, strict=True)), pushforward)
+
+    def _is_coupled(self, autodiff: Products) -> bool:
         """One probe: what moves one sample must not move, or be moved by, another."""
         if self._coupled is None:
             chosen = self.samples // 2
@@ -169,54 +185,17 @@ class GenericLinearisation(Linearisation):
         return self._coupled
 
 
-class _Products:
-    """J v and J^T u of one graph with respect to some of its leaves."""
-
-    def __init__(self, at: GenericLinearisation, names: list[str], leaves: list[Tensor]) -> None:
-        self.at, self.names, self.leaves, self.output = at, names, leaves, at.graph
-        self._pullback: tuple[Tensor, list[tuple[int, Tensor]]] | None = None
-
-    def vjp(self, u: Tensor) -> list[Tensor]:
-        if not self.output.requires_grad:
-            return [torch.zeros_like(leaf) for leaf in self.leaves]
-        grads = torch.autograd.grad(
-            self.output, self.leaves, u, retain_graph=True, allow_unused=True
-        )
-        return [
-            torch.zeros_like(leaf) if grad is None else grad
-            for leaf, grad in zip(self.leaves, grads, strict=True)
-        ]
-
-    def jvp(self, v: list[Tensor]) -> Tensor:
-        if not self.output.requires_grad:
-            return torch.zeros_like(self.output)
-        try:
-            cotangent, pulled = self._differentiable_pullback()
-            used = [g for _, g in pulled]
-            if not used:
-                return torch.zeros_like(self.output)
-            (tangent,) = torch.autograd.grad(
-                used, cotangent, [v[i] for i, _ in pulled], retain_graph=True, allow_unused=True
-            )
-        except RuntimeError as error:
-            if "not implemented" not in str(error) and "once_differentiable" not in str(error):
-                raise
-            return self.at.block.pushforward(
-                self.at.z, self.at.leaves, dict(zip(self.names, v, strict=True))
-            )
-        return torch.zeros_like(self.output) if tangent is None else tangent
-
-    def _differentiable_pullback(self) -> tuple[Tensor, list[tuple[int, Tensor]]]:
-        """u -> J^T u as a graph in u; linear, so it is built once at u = 0."""
-        if self._pullback is None:
-            with torch.enable_grad():
-                cotangent = torch.zeros_like(self.output).requires_grad_()
-                grads = torch.autograd.grad(
-                    self.output, self.leaves, cotangent, create_graph=True, allow_unused=True
-                )
-            pulled = [(i, g) for i, g in enumerate(grads) if g is not None and g.requires_grad]
-            self._pullback = cotangent, pulled
-        return self._pullback
+def _places(module: nn.Module) -> dict[str, str]:
+    """Every place (module and attribute) that holds a parameter or buffer -> its first name."""
+    first: dict[int, str] = {}
+    places: dict[str, str] = {}
+    for prefix, part in module.named_modules():
+        for table in (part._parameters, part._buffers):
+            for key, tensor in table.items():
+                if tensor is not None:
+                    place = f"{prefix}.{key}" if prefix else key
+                    places[place] = first.setdefault(id(tensor), place)
+    return places
 
 
 def couples_batch(module: nn.Module) -> bool:
