@@ -16,7 +16,6 @@ import argparse
 import dataclasses
 import datetime
 import json
-import os
 import platform
 import statistics
 import time
@@ -47,20 +46,26 @@ class Method:
     rates: tuple[float, ...] = (1.0,)
 
 
-SGD_RATES = (0.03, 0.1, 0.3, 1.0, 3.0)
+SGD_RATES = (0.1, 0.2, 0.3, 0.5, 1.0)
 METHODS = (
     Method("back-propagation, SGD", {"method": "bp", "momentum": 0.0}, SGD_RATES),
-    Method("back-propagation, SGD, momentum 0.9", {"method": "bp", "momentum": 0.9}, SGD_RATES),
+    Method(
+        "back-propagation, SGD, momentum 0.9",
+        {"method": "bp", "momentum": 0.9},
+        (0.05, 0.1, 0.2, 0.3),
+    ),
     Method(
         "back-propagation, Adam",
         {"method": "bp", "optimizer": "adam"},
-        (3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
+        (0.003, 0.01, 0.03, 0.1),
     ),
     Method("**exact weights and inputs** (defaults)", {}),
-    Method("exact weights only, inputs `Gradient`", {"inputs": "gradient"}, (0.1, 0.3, 1.0)),
+    Method("exact weights only, inputs `Gradient`", {"inputs": "gradient"}, (0.03, 0.1, 0.3, 1.0)),
     Method("exact inputs only, weights `Gradient`", {"weights": "gradient"}, SGD_RATES),
     Method("exact both, damping `rel:1e-4`", {"damping": "rel:1e-4"}),
-    Method("`Scalar` on both sides", {"weights": "scalar", "inputs": "scalar"}, SGD_RATES),
+    Method(
+        "`Scalar` on both sides", {"weights": "scalar", "inputs": "scalar"}, (1e-4, 1e-3, 1e-2, 0.1)
+    ),
 )
 
 
@@ -74,10 +79,14 @@ class Run:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads")
     parser.add_argument("--readme", action="store_true", help="put the stored table into README.md")
-    if parser.parse_args().readme:
+    arguments = parser.parse_args()
+    if arguments.readme:
         insert(table(json.loads(RESULTS.read_text())))
         return
+    if arguments.threads is not None:
+        torch.set_num_threads(arguments.threads)
     results = measure()
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(results, indent=2) + "\n")
@@ -157,21 +166,20 @@ def test_accuracy(model: torch.nn.Module, data: Dataset) -> float:
 
 
 def summarize(method: Method, rate: float, runs: list[Run]) -> dict[str, Any]:
-    first, last = [r.accuracy[0] for r in runs], [r.accuracy[-1] for r in runs]
     times = [ms for run in runs for ms in run.step_ms]
     deciles = statistics.quantiles(times, n=10)
     return {
         "method": method.title,
         "options": {"lr": rate, **method.options},
         "rates_tried": list(method.rates),
-        "epoch_1": {"mean": statistics.fmean(first), "sd": statistics.stdev(first), "runs": first},
-        "epoch_5": {"mean": statistics.fmean(last), "sd": statistics.stdev(last), "runs": last},
-        "step_ms": {
-            "median": statistics.median(times),
-            "decile_1": deciles[0],
-            "decile_9": deciles[-1],
-        },
+        "epoch_1": spread([run.accuracy[0] for run in runs]),
+        "epoch_5": spread([run.accuracy[-1] for run in runs]),
+        "step_ms": dict(zip(("decile_1", "median", "decile_9"), deciles[::4], strict=True)),
     }
+
+
+def spread(values: list[float]) -> dict[str, Any]:
+    return {"mean": statistics.fmean(values), "sd": statistics.stdev(values), "runs": values}
 
 
 def machine() -> dict[str, Any]:
@@ -180,19 +188,16 @@ def machine() -> dict[str, Any]:
         **versions(),
         "cpu": cpu_name(),
         "threads": torch.get_num_threads(),
-        "load_average": os.getloadavg()[0],
         "date": datetime.date.today().isoformat(),
     }
 
 
 def cpu_name() -> str:
-    """The model name where the system tells it, else the architecture."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+    """The model name where Linux tells it, else the architecture."""
+    source = Path("/proc/cpuinfo")
+    lines = source.read_text().splitlines() if source.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
 
 
 def table(results: dict[str, Any]) -> str:
