@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .blocks import Named
-from .blocks.replay import RandomState
+from .blocks import Named, Snapshot
 from .matching import BackMatching, Sweep
+from .model import check_ready
 
 
 @dataclass(frozen=True)
@@ -76,18 +76,16 @@ def audit(
     >>> abs(report.local.norm - report.requested) < 1e-12, round(report.local.cosine, 9)
     (True, 1.0)
     """
-    random = RandomState.now(x.device)
-    buffers = [(b, b.detach().clone()) for m in matcher.blocks.values() for b in m.buffers()]
+    check_ready(x)
+    before = Snapshot(matcher.blocks.values(), x.device)
     try:
-        swept = matcher.sweep(x, loss, replayable=True)
+        swept = matcher.sweep(x, loss)
         changes = [step.weight for step in swept.steps]
         if optimizer is not None:
             changes = _optimizer_changes(optimizer, swept)
         return _attained(swept, changes)
     finally:
-        random.restore()
-        for buffer, saved in buffers:
-            buffer.data.copy_(saved)
+        before.restore()
 
 
 def _attained(swept: Sweep, changes: list[Named]) -> list[BlockAudit]:

@@ -90,7 +90,7 @@ def finite(name: str, value: Tensor, *, block: str | None = None) -> None:
     """Raise :class:`NonFiniteError` when ``value`` holds NaN or Inf; counts only then."""
     if value.numel() == 0 or not value.dtype.is_floating_point:
         return
-    # One reduction on the good path: a NaN or Inf survives a sum of squares, an overflow of
+    # One reduction on the good path: a NaN or Inf survives a sum, an overflow of
     # finite entries is told apart by the exact count below.
     if bool(torch.isfinite(value.detach().sum())):
         return

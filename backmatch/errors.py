@@ -37,6 +37,7 @@ class NotPositiveDefiniteError(BackMatchError, ValueError):
         indices: flat batch indices of the failing matrices, ascending.
         pivots: for each of them the order of the leading minor that is not positive
             (1-based, the meaning of LAPACK's ``info`` in ``potrf``).
+        batch: number of matrices in the call.
     """
 
     #: How many failing matrices the message lists before it only counts the rest.
@@ -45,7 +46,7 @@ class NotPositiveDefiniteError(BackMatchError, ValueError):
     def __init__(
         self, what: str, indices: Sequence[int], pivots: Sequence[int], batch: int
     ) -> None:
-        self.indices, self.pivots = list(indices), list(pivots)
+        self.indices, self.pivots, self.batch = list(indices), list(pivots), batch
         pairs = zip(self.indices[: self.SHOWN], self.pivots[: self.SHOWN], strict=True)
         shown = ", ".join(f"{i} (pivot {p})" for i, p in pairs)
         rest = len(self.indices) - self.SHOWN

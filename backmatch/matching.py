@@ -6,13 +6,12 @@ import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from . import checks
-from .blocks import Block, Linearisation, adapt, transaction
+from .blocks import Block, Linearisation, Snapshot, adapt, transaction
 from .errors import ConvergenceWarning, NotConvergedError
-from .model import chain, check_parameters, check_ready
+from .model import chain, check_parameters, check_ready, refuse_shared
 from .solvers import Auto, LayerInverse, Relative, Solver
 from .sweep import BlockReport, BlockStep, Options, Sides, Step, report, solve_block
 from .top import top_displacement
@@ -41,7 +40,8 @@ class BackMatching:
     ``min_d 1/(2m) |J_W d - r|^2 + lambda/2 |d|^2`` over its trainable parameters, and
     ``min_d 1/2 |J_z d - r|^2 + mu/2 |d|^2`` over its input, whose solution is the displacement of
     the block below. At the top ``r = -target_step * m * dJ/dz``. The idea is Zhang, Chen and Liu's
-    (arXiv 1802.09750, 2018; NeurIPS 2018); the formulas are derived here.
+    (arXiv 1802.09750, 2018; NeurIPS 2018); the formulas are derived here. Forward hooks fire once;
+    backward hooks and hooks on parameters do not fire: the sweep has no gradient to show them.
 
     Args:
         blocks: an ``nn.Sequential`` (its children are the blocks) or an iterable of modules, such
@@ -133,60 +133,59 @@ class BackMatching:
             TypeError, ValueError: autocast, inference mode, half precision, mixed devices, an
                 empty batch, a loss that is no scalar or does not depend on the output alone.
         """
-        swept = self.sweep(x, loss)
-        samples = x.shape[0]
-        reports = [
-            report(block, r, step, samples, keep)
-            for block, r, step in zip(swept.blocks, swept.displacements, swept.steps, strict=True)
-        ]
-        self._judge(reports)
-        for block, step in zip(swept.blocks, swept.steps, strict=True):
-            _accumulate(block, step)
+        check_ready(x)
+        with transaction(self.blocks.values(), x.device):
+            swept = self._sweep(x, loss, replayable=False)
+            parts = zip(swept.blocks, swept.displacements, swept.steps, strict=True)
+            reports = [report(block, r, step, x.shape[0], keep) for block, r, step in parts]
+            self._judge(reports)
+            grads = [
+                (parameter, step.weight[name].reshape(parameter.shape))
+                for block, step in zip(swept.blocks, swept.steps, strict=True)
+                for name, parameter in block.trainable.items()
+            ]
+            for parameter, moved in grads:
+                _accumulate(parameter, moved)
         return Step(swept.loss, swept.linearisations[-1].output, reports)
 
-    def sweep(self, x: Tensor, loss: Loss, *, replayable: bool = False) -> Sweep:
+    def sweep(self, x: Tensor, loss: Loss) -> Sweep:
         """All steps, none of them written: buffers and RNG move once, nothing else changes.
 
-        Args:
-            x, loss: as for :meth:`backward`.
-            replayable: keep what re-evaluations need even if this sweep makes none.
+        The blocks of the result can be evaluated again. Arguments and errors are those of
+        :meth:`backward`.
         """
-        modules = list(self.blocks.values())
         check_ready(x)
-        with transaction(modules, x.device):
-            blocks = [adapt(name, module) for name, module in self.blocks.items()]
-            sides = [self._sides(block) for block in blocks]
-            check_parameters(x, blocks)
-            replayable = replayable or self.options.replayable
-            inputs, lins = _forward(blocks, x, replayable)
-            value, r = top_displacement(
-                lins[-1].output,
-                loss,
-                factor=self.target_step * (x.shape[0] if self.reduction == "mean" else 1),
+        with transaction(self.blocks.values(), x.device):
+            return self._sweep(x, loss, replayable=True)
+
+    def _sweep(self, x: Tensor, loss: Loss, *, replayable: bool) -> Sweep:
+        refuse_shared(self.blocks)
+        blocks = [adapt(name, module) for name, module in self.blocks.items()]
+        sides = [self._sides(block, with_input=b > 0) for b, block in enumerate(blocks)]
+        check_parameters(x, blocks)
+        inputs, lins = _forward(blocks, x, replayable or self.options.replayable)
+        factor = self.target_step * (x.shape[0] if self.reduction == "mean" else 1)
+        value, r = top_displacement(lins[-1].output, loss, factor=factor)
+        # A backward pass may run parts of a forward pass again (checkpointing).
+        after = Snapshot(self.blocks.values(), x.device)
+        displacements = [r]
+        steps: list[BlockStep] = []
+        for b in reversed(range(len(blocks))):
+            step = solve_block(
+                blocks[b], lins[b], inputs[b], displacements[0], sides[b], self.options
             )
-            displacements = [r]
-            steps: list[BlockStep] = []
-            for b in reversed(range(len(blocks))):
-                step = solve_block(
-                    blocks[b],
-                    lins[b],
-                    inputs[b],
-                    displacements[0],
-                    sides[b],
-                    self.options,
-                    with_input=b > 0,
-                )
-                self._check_converged(blocks[b].name, step)
-                steps.insert(0, step)
-                if step.input is not None:
-                    displacements.insert(0, step.input)
+            self._check_converged(blocks[b].name, step)
+            steps.insert(0, step)
+            if step.input is not None:
+                displacements.insert(0, step.input)
+        after.restore()
         return Sweep(blocks, inputs, lins, displacements, steps, value)
 
-    def _sides(self, block: Block) -> Sides:
-        weights = _chosen("weights", self.weights, block)
+    def _sides(self, block: Block, *, with_input: bool) -> Sides:
+        weights = _chosen("weights", self.weights, block) if block.trainable else None
         if isinstance(weights, LayerInverse):
             raise ValueError("weights: LayerInverse solves input problems only; use Auto(damping)")
-        return Sides(weights, _chosen("inputs", self.inputs, block))
+        return Sides(weights, _chosen("inputs", self.inputs, block) if with_input else None)
 
     def _check_converged(self, name: str, step: BlockStep) -> None:
         if self.strict:
@@ -195,14 +194,15 @@ class BackMatching:
                     raise NotConvergedError(_stopped(name, side, record.residual))
 
     def _judge(self, reports: list[BlockReport]) -> None:
+        """Warn of the first solve that stopped early, once per matcher."""
         if self._warned:
             return
         for each in reports:
             for side, record in (("weight", each.weight), ("input", each.input)):
                 if record is not None and not record.converged:
-                    self._warned = True
                     text = _stopped(each.name, side, record.residual)
                     warnings.warn(text, ConvergenceWarning, stacklevel=3)
+                    self._warned = True
                     return
 
 
@@ -221,19 +221,18 @@ def _forward(
     return inputs, lins
 
 
-def _accumulate(block: Block, step: BlockStep) -> None:
-    for name, parameter in block.trainable.items():
-        if parameter.grad is None:
-            parameter.grad = step.weight[name].neg().reshape(parameter.shape).contiguous()
-        else:
-            with torch.no_grad():
-                parameter.grad -= step.weight[name].reshape(parameter.shape)
+def _accumulate(parameter: nn.Parameter, step: Tensor) -> None:
+    """As autograd does: in place where there is a grad already."""
+    if parameter.grad is None:
+        parameter.grad = step.neg().contiguous()
+    else:
+        parameter.grad.data.sub_(step)
 
 
 def _stopped(name: str, side: str, residual: float | None) -> str:
     return (
-        f"CG stopped at its cap on the {side} problem of block {name!r} with relative residual "
-        f"{residual:.2e}; raise max_steps, damping or rtol"
+        f"CG stopped before its tolerance on the {side} problem of block {name!r} with relative "
+        f"residual {residual:.2e}; raise max_steps, damping or rtol"
     )
 
 

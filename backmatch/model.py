@@ -9,23 +9,15 @@ from torch import Tensor, nn
 
 from . import checks
 from .blocks import Block
-from .partitioning import refuse_hooks, unwrapped
-
-#: Wrappers for several devices or processes, by class name: importing FSDP costs a second.
-_WRAPPERS = ("DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule", "DataParallel")
+from .blocks.unwrap import refuse_hooks, unwrapped
+from .partitioning import plain_sequential
 
 
 def chain(blocks: nn.Module | Iterable[nn.Module]) -> dict[str, nn.Module]:
     """Name -> block, bottom first, from a Sequential or an iterable of modules."""
     if isinstance(blocks, nn.Module):
         blocks = unwrapped(blocks)
-        _refuse_wrapper(blocks)
-        is_list = isinstance(blocks, nn.ModuleList)
-        if not is_list and not (
-            isinstance(blocks, nn.Sequential)
-            and type(blocks).forward is nn.Sequential.forward
-            and "forward" not in blocks.__dict__
-        ):
+        if not isinstance(blocks, nn.ModuleList) and not plain_sequential(blocks):
             raise TypeError(
                 "blocks must be an nn.Sequential or an iterable of modules, got the module "
                 f"{type(blocks).__name__}; pass [block, ...] in the order they are applied"
@@ -47,12 +39,12 @@ def chain(blocks: nn.Module | Iterable[nn.Module]) -> dict[str, nn.Module]:
             raise TypeError(f"block {name!r} must be an nn.Module, got {type(block).__name__}")
         named[name] = unwrapped(block)
         for part in named[name].modules():
-            _refuse_wrapper(part)
-    _refuse_shared(named)
+            unwrapped(part)
+    refuse_shared(named)
     return named
 
 
-def _refuse_shared(blocks: dict[str, nn.Module]) -> None:
+def refuse_shared(blocks: dict[str, nn.Module]) -> None:
     """One parameter in two blocks would get two steps."""
     owner: dict[int, str] = {}
     for name, block in blocks.items():
@@ -80,7 +72,7 @@ def check_ready(x: object) -> None:
             raise TypeError("backward must run outside autocast: solves need float32 or float64")
     if x.is_floating_point() or x.is_complex():
         checks.tensor("x", x)
-    if x.dim() < 1 or x.shape[0] < 1:
+    if x.dim() < 1 or x.numel() < 1:
         raise ValueError(f"x must hold at least one sample, shape (m, ...), got {tuple(x.shape)}")
     checks.finite("x", x)
 
@@ -94,18 +86,13 @@ def check_parameters(x: Tensor, blocks: list[Block]) -> None:
             if type(parameter) is not nn.Parameter:
                 raise TypeError(f"{label} must be a plain parameter, got {type(parameter)}")
             checks.tensor(label, parameter)
+            if parameter.is_inference():
+                raise TypeError(f"{label} must be no inference tensor: make the model outside it")
+            if parameter.grad is not None and parameter.grad.layout != torch.strided:
+                raise TypeError(f"the grad of {label} must be dense, got {parameter.grad.layout}")
             if first is None:
                 first = (label, parameter)
             checks.same(label, parameter, *first)
             if parameter.device != x.device:
                 raise ValueError(f"{label} must be on the device of x, got {parameter.device}")
             checks.finite(f"parameter {name!r}", parameter, block=block.name)
-
-
-def _refuse_wrapper(module: nn.Module) -> None:
-    for kind in type(module).__mro__:
-        if kind.__name__ in _WRAPPERS and kind.__module__.startswith("torch."):
-            raise TypeError(
-                f"{kind.__name__} is not supported: pass the module inside it; a sweep over "
-                "several processes is the business of BackMatching's process_group"
-            )

@@ -44,12 +44,13 @@ def minimise(
         return solver.solve(problem, damping)
     target = start.output + displacement
     d = torch.zeros_like(problem.gradient())
-    iterations = 0
+    record = None
     for _ in range(newton_steps):
         solution = _linearised(solver, problem, damping, d)
-        iterations += solution.record.iterations
+        record = solution.record.after(record)
         d, problem = _halved(pose, evaluate, target, problem, damping, d, solution.step)
-    return Solution(d, replace(solution.record, iterations=iterations))
+    assert record is not None
+    return Solution(d, record)
 
 
 def _linearised(
@@ -79,12 +80,14 @@ def _halved(
     """Halve p, per system, until that system's phi falls; a system that never falls stays."""
     before = _phi(problem, damping, d)
     length = torch.ones_like(before)
+    # A system that is solved already has p = 0 and would never fall.
+    moving = (p != 0).any(-1).reshape(-1, problem.cut_group).any(-1)
     for halving in range(MAX_HALVINGS + 1):
         moved = d + p * length.repeat_interleave(problem.cut_group).unsqueeze(-1)
         at = evaluate(moved)
         trial = pose(at, target - at.output)
         # "not <" rather than ">=": a NaN has not fallen.
-        rising = ~(_phi(trial, damping, moved) < before) & (length > 0)
+        rising = ~(_phi(trial, damping, moved) < before) & moving
         if not bool(rising.any()):
             return moved, trial
         smaller = length / 2 if halving < MAX_HALVINGS else torch.zeros_like(length)
@@ -96,6 +99,6 @@ def _halved(
 
 def _phi(problem: LeastSquares, damping: Resolved | None, d: Tensor) -> Tensor:
     """phi of every independent system (samples with several positions count as one)."""
-    shift = 0.0 if damping is None else damping.per_system
+    shift = 0.0 if damping is None else damping.per_system()
     values = problem.scale * problem.residual.square().sum(-1) + shift * d.square().sum(-1)
     return values.reshape(-1, problem.cut_group).sum(-1) / 2

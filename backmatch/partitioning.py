@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from . import checks
+from .blocks.unwrap import refuse_hooks, unwrapped
 
 #: A new block starts at each of these.
 LAYERS = (nn.Linear, nn.Bilinear, _ConvNd)
@@ -41,13 +42,13 @@ def partition(model: nn.Module, by: str = "activation") -> list[nn.Module]:
     """
     checks.choice("by", by, ("activation", "layer"))
     model = unwrapped(model)
-    if not isinstance(model, nn.Sequential) or type(model).forward is not nn.Sequential.forward:
+    if not plain_sequential(model):
         raise TypeError(
             f"partition expects an nn.Sequential, got {type(model).__name__}; pass "
             "BackMatching an iterable of modules, each of them a block"
         )
     refuse_hooks(model)
-    leaves = list(_flattened(model))
+    leaves = list(_flattened(model._modules.values()))
     if not leaves:
         raise ValueError("partition expects at least one module, got an empty Sequential")
     if by == "layer":
@@ -55,29 +56,22 @@ def partition(model: nn.Module, by: str = "activation") -> list[nn.Module]:
     return [group[0] if len(group) == 1 else nn.Sequential(*group) for group in _grouped(leaves)]
 
 
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The module inside ``torch.compile``'s wrapper."""
-    while isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
-        model = inner
-    return model
+def plain_sequential(model: nn.Module) -> bool:
+    """Whether calling ``model`` runs its children one after the other and nothing else."""
+    return (
+        isinstance(model, nn.Sequential)
+        and type(model).forward is nn.Sequential.forward
+        and "forward" not in model.__dict__
+    )
 
 
-def refuse_hooks(model: nn.Module) -> None:
-    """A chain is run block by block: hooks on the whole would silently not fire."""
-    if model._forward_hooks or model._forward_pre_hooks:
-        raise ValueError(
-            "the Sequential has forward hooks of its own, which would not fire: its children are "
-            "run one by one; register them on the children"
-        )
-
-
-def _flattened(model: nn.Sequential) -> Iterator[nn.Module]:
-    # Not .children(): that leaves out a module that stands twice.
-    for child in model._modules.values():
+def _flattened(children: Iterable[nn.Module | None]) -> Iterator[nn.Module]:
+    # Not .children() of the parent: that leaves out a module that stands twice.
+    for child in children:
         assert child is not None
         child = unwrapped(child)
         if type(child) is nn.Sequential and not _has_behaviour(child):
-            yield from _flattened(child)
+            yield from _flattened(child._modules.values())
         else:
             yield child
 
@@ -87,6 +81,8 @@ def _has_behaviour(module: nn.Module) -> bool:
     return bool(
         module._forward_hooks
         or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
         or "forward" in module.__dict__
         or getattr(module, "batch_coupled", False)
     )

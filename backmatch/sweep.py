@@ -6,6 +6,8 @@ the plain loop between them, and what it reports.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -13,6 +15,7 @@ from torch import Tensor
 
 from . import checks
 from .blocks import Block, Linearisation, Named
+from .errors import NonFiniteError, NotPositiveDefiniteError
 from .newton import minimise
 from .problems import LeastSquares
 from .solvers import LayerInverse, Solver, SolveRecord
@@ -74,10 +77,10 @@ class Step:
 
 @dataclass(frozen=True)
 class Sides:
-    """The solvers of one block."""
+    """The solvers of one block; ``None`` where it has no such problem."""
 
-    weights: Solver
-    inputs: Solver
+    weights: Solver | None
+    inputs: Solver | None
 
 
 @dataclass(frozen=True)
@@ -97,10 +100,9 @@ def solve_block(
     displacement: Tensor,
     sides: Sides,
     options: Options,
-    *,
-    with_input: bool,
 ) -> BlockStep:
     """Both local problems of one block, in the order asked for."""
+    with_input = sides.inputs is not None
     walk = _Walk(block, at, z, at.output + displacement, options, with_input)
     if options.order == "simultaneous":
         weight_record = walk.solve_weights(sides.weights, displacement)
@@ -111,11 +113,31 @@ def solve_block(
     for turn in range(options.passes):
         if turn:
             remaining = walk.move()
-        weight_record = walk.solve_weights(sides.weights, remaining)
+        weight_record = _joined(weight_record, walk.solve_weights(sides.weights, remaining))
         if with_input:
             remaining = walk.move()
-            input_record = walk.solve_inputs(sides.inputs, remaining, walk.at)
+            found = walk.solve_inputs(sides.inputs, remaining, walk.at)
+            input_record = _joined(input_record, found)
     return BlockStep(walk.weight, walk.input, weight_record, input_record)
+
+
+def _joined(earlier: SolveRecord | None, later: SolveRecord | None) -> SolveRecord | None:
+    return None if later is None else later.after(earlier)
+
+
+@contextmanager
+def _located(side: str, block: str) -> Iterator[None]:
+    """Name block and side in what a solver, which knows neither, reports."""
+    try:
+        yield
+    except NonFiniteError as error:
+        if error.block is not None:
+            raise
+        name = f"{error.tensor} ({side} problem)"
+        raise NonFiniteError(name, error.count, error.numel, block=block) from None
+    except NotPositiveDefiniteError as error:
+        what = f"the damped normal matrix of the {side} problem of block {block!r}"
+        raise NotPositiveDefiniteError(what, error.indices, error.pivots, error.batch) from None
 
 
 class _Walk:
@@ -149,22 +171,23 @@ class _Walk:
     def _evaluate(self, z: Tensor, parameters: Named) -> Linearisation:
         return self.block.evaluate(z, parameters, with_input=self.with_input)
 
-    def solve_weights(self, solver: Solver, displacement: Tensor) -> SolveRecord | None:
-        if not self.block.trainable:
+    def solve_weights(self, solver: Solver | None, displacement: Tensor) -> SolveRecord | None:
+        if solver is None:
             return None
         start, z, start_at = self.parameters(), self.inputs(), self.at
 
         def moved(step: Named) -> Linearisation:
             return self._evaluate(z, {name: start[name] + step[name] for name in start})
 
-        solution = minimise(
-            solver,
-            lambda at, r: at.weight_problem(r),
-            lambda d: moved(start_at.weight_step(d)),
-            start_at,
-            displacement,
-            self.options.newton_steps,
-        )
+        with _located("weight", self.block.name):
+            solution = minimise(
+                solver,
+                lambda at, r: at.weight_problem(r),
+                lambda d: moved(start_at.weight_step(d)),
+                start_at,
+                displacement,
+                self.options.newton_steps,
+            )
         step = start_at.weight_step(solution.step)
         for name, part in step.items():
             checks.finite(f"weight step of {name!r}", part, block=self.block.name)
@@ -172,9 +195,9 @@ class _Walk:
         return solution.record
 
     def solve_inputs(
-        self, solver: Solver, displacement: Tensor, at: Linearisation
+        self, solver: Solver | None, displacement: Tensor, at: Linearisation
     ) -> SolveRecord | None:
-        if not self.with_input:
+        if solver is None:
             return None
         start, parameters = self.inputs(), self.parameters()
         if self.options.order == "simultaneous":
@@ -185,14 +208,15 @@ class _Walk:
                 return at.affine_problem(r, solver.clamp)
             return at.input_problem(r)
 
-        solution = minimise(
-            solver,
-            pose,
-            lambda d: self._evaluate(start + at.input_step(d), parameters),
-            at,
-            displacement,
-            self.options.newton_steps,
-        )
+        with _located("input", self.block.name):
+            solution = minimise(
+                solver,
+                pose,
+                lambda d: self._evaluate(start + at.input_step(d), parameters),
+                at,
+                displacement,
+                self.options.newton_steps,
+            )
         step = at.input_step(solution.step)
         checks.finite("input step", step, block=self.block.name)
         self.input = step if self.input is None else self.input + step

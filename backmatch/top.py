@@ -23,7 +23,7 @@ def top_displacement(
     if not callable(loss):
         raise TypeError(f"loss must be a callable output -> scalar, got {type(loss).__name__}")
     with torch.enable_grad():
-        leaf = output.detach().requires_grad_()
+        leaf = output.detach().clone().requires_grad_()  # the loss may write to it
         value = loss(leaf)
         scalar = value.reshape(()) if isinstance(value, Tensor) and value.numel() == 1 else value
     if not isinstance(value, Tensor):

@@ -3,18 +3,19 @@
     python benchmarks/digits.py            # run, store results/digits.json, print the table
     python benchmarks/digits.py --readme   # put the stored table into README.md, run nothing
 
-A 64-128-128-10 ReLU net, batch 128, 5 epochs of 11 steps, the test set that
-``backmatch train --data digits`` uses. Every method sees the same initial weights and the same
-batches for a seed. Methods with several learning rates choose theirs on 280 samples held out of
-the training set (best mean accuracy after 5 epochs, seeds of their own); the test set is looked at
-once, with that choice. Methods take turns within a seed, so that a busy machine disturbs all alike.
+A 64-128-128-10 ReLU net, batch 128, 5 epochs of 11 steps, data as ``backmatch train`` has them. A
+seed gives every method the same initial weights and batches. Where there are several learning
+rates, the one with the best mean accuracy after 5 epochs on 280 samples held out of the training
+set is taken, with seeds of its own; the test set is looked at once, with that choice. Methods
+take turns within a seed, so that a busy machine disturbs all alike.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
+import contextlib
 import datetime
+import itertools
 import json
 import platform
 import statistics
@@ -25,6 +26,7 @@ from typing import Any
 
 import torch
 
+from backmatch.errors import NonFiniteError
 from backmatch.training.config import resolve
 from backmatch.training.data import Dataset, batches
 from backmatch.training.loop import Trainer, versions
@@ -32,9 +34,11 @@ from backmatch.training.run import create_trainer, settle
 
 HERE = Path(__file__).resolve().parent
 RESULTS, README = HERE / "results" / "digits.json", HERE.parent / "README.md"
+VERSIONS = {"python": platform.python_version(), **versions()}
+CPU_INFO = Path("/proc/cpuinfo")
 BEGIN, END = "<!-- digits: begin -->", "<!-- digits: end -->"
 SEEDS, TUNING_SEEDS = range(10), range(100, 103)
-EPOCHS, HELD_OUT = 5, 280
+EPOCHS, BATCH, HELD_OUT = 5, 128, 280
 
 
 @dataclass(frozen=True)
@@ -46,49 +50,36 @@ class Method:
     rates: tuple[float, ...] = (1.0,)
 
 
+BP, ADAM = {"method": "bp"}, {"method": "bp", "optimizer": "adam"}
+SCALAR = {"weights": "scalar", "inputs": "scalar"}
 SGD_RATES = (0.1, 0.2, 0.3, 0.5, 1.0)
 METHODS = (
-    Method("back-propagation, SGD", {"method": "bp", "momentum": 0.0}, SGD_RATES),
-    Method(
-        "back-propagation, SGD, momentum 0.9",
-        {"method": "bp", "momentum": 0.9},
-        (0.05, 0.1, 0.2, 0.3),
-    ),
-    Method(
-        "back-propagation, Adam",
-        {"method": "bp", "optimizer": "adam"},
-        (0.003, 0.01, 0.03, 0.1),
-    ),
+    Method("back-propagation, SGD", {**BP, "momentum": 0.0}, SGD_RATES),
+    Method("back-propagation, SGD, momentum 0.9", {**BP, "momentum": 0.9}, (0.05, *SGD_RATES)),
+    Method("back-propagation, Adam", ADAM, (0.003, 0.01, 0.03, 0.1)),
     Method("**exact weights and inputs** (defaults)", {}),
-    Method("exact weights only, inputs `Gradient`", {"inputs": "gradient"}, (0.03, 0.1, 0.3, 1.0)),
-    Method("exact inputs only, weights `Gradient`", {"weights": "gradient"}, SGD_RATES),
+    Method("exact weights only, inputs `Gradient`", {"inputs": "gradient"}),
+    Method("the same, lr chosen", {"inputs": "gradient"}, (0.03, 0.1, 0.3, 1.0)),
+    Method("exact inputs only, weights `Gradient`, lr chosen", {"weights": "gradient"}, SGD_RATES),
     Method("exact both, damping `rel:1e-4`", {"damping": "rel:1e-4"}),
-    Method(
-        "`Scalar` on both sides", {"weights": "scalar", "inputs": "scalar"}, (1e-4, 1e-3, 1e-2, 0.1)
-    ),
+    Method("`Scalar` on both sides, lr chosen", SCALAR, (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)),
 )
 
 
-@dataclass(frozen=True)
-class Run:
-    """One training: test accuracy after each epoch, and the time of each warm step."""
-
-    accuracy: list[float]
-    step_ms: list[float]
+#: Test accuracy after each epoch of a training, and the milliseconds of each warm step.
+Run = tuple[list[float], list[float]]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads")
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="default 1")
     parser.add_argument("--readme", action="store_true", help="put the stored table into README.md")
     arguments = parser.parse_args()
     if arguments.readme:
         insert(table(json.loads(RESULTS.read_text())))
         return
-    if arguments.threads is not None:
-        torch.set_num_threads(arguments.threads)
+    torch.set_num_threads(arguments.threads)
     results = measure()
-    RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(results, indent=2) + "\n")
     print(table(results))
 
@@ -98,57 +89,46 @@ def measure() -> dict[str, Any]:
     rates = [choose_rate(method) for method in METHODS]
     runs: list[list[Run]] = [[] for _ in METHODS]
     for seed in SEEDS:
-        for i, method in enumerate(METHODS):
-            trainer = create(method, rates[i], seed)
-            runs[i].append(train(trainer, trainer.data))
+        for method, rate, done in zip(METHODS, rates, runs, strict=True):
+            trainer = create(method, rate, seed)
+            done.append(train(trainer, trainer.data))
         print(f"seed {seed} of {len(SEEDS)} done", flush=True)
     rows = [summarize(*row) for row in zip(METHODS, rates, runs, strict=True)]
-    return {"machine": machine(), "epochs": EPOCHS, "seeds": list(SEEDS), "rows": rows}
+    date, threads = datetime.date.today().isoformat(), torch.get_num_threads()
+    machine = {"cpu": cpu_name(), "threads": threads, "date": date, **VERSIONS}
+    return {"machine": machine, "epochs": EPOCHS, "seeds": list(SEEDS), "rows": rows}
 
 
 def create(method: Method, rate: float, seed: int) -> Trainer:
     """A fresh net and optimizer; the seed fixes initial weights and sample order."""
-    options = {"lr": rate, "seed": seed, "epochs": EPOCHS, "device": "cpu", **method.options}
+    options = {"lr": rate, "seed": seed, "batch_size": BATCH, "device": "cpu", **method.options}
     return create_trainer(settle(resolve(options)))
 
 
 def choose_rate(method: Method) -> float:
     """The rate with the best mean accuracy on the held-out part of the training set."""
-    if len(method.rates) == 1:
-        return method.rates[0]
-    scores = {rate: validate(method, rate) for rate in method.rates}
-    print(method.title, {rate: round(score, 4) for rate, score in scores.items()}, flush=True)
-    return max(scores, key=lambda rate: scores[rate])
-
-
-def validate(method: Method, rate: float) -> float:
-    """Mean held-out accuracy after the last epoch; 0 where a run leaves the finite numbers."""
-    finals = []
-    for seed in TUNING_SEEDS:
+    scores = dict.fromkeys(method.rates, 0.0)
+    for rate, seed in itertools.product(method.rates if len(scores) > 1 else (), TUNING_SEEDS):
         trainer = create(method, rate, seed)
-        try:
-            finals.append(train(trainer, held_out(trainer.data)).accuracy[-1])
-        except ArithmeticError:  # NonFiniteError
-            finals.append(0.0)
-    return statistics.fmean(finals)
+        with contextlib.suppress(NonFiniteError):  # a rate that diverges scores 0
+            scores[rate] += train(trainer, held_out(trainer.data))[0][-1]
+    return max(scores, key=lambda rate: scores[rate])
 
 
 def held_out(data: Dataset) -> Dataset:
     """The training set split in two; the test set takes no part."""
-    x, y, cut = data.x_train, data.y_train, len(data.x_train) - HELD_OUT
-    return dataclasses.replace(
-        data, x_train=x[:cut], y_train=y[:cut], x_test=x[cut:], y_test=y[cut:]
+    (x, x_test), (y, y_test) = (
+        (part[:-HELD_OUT], part[-HELD_OUT:]) for part in (data.x_train, data.y_train)
     )
+    return Dataset(x, y, x_test, y_test, data.classes)
 
 
 def train(trainer: Trainer, data: Dataset) -> Run:
     """All epochs; steps of the first one warm caches and threads up and are not timed."""
-    config, accuracy, step_ms = trainer.config, [], []
+    accuracy, step_ms, seed = [], [], trainer.config.seed
     for epoch in range(EPOCHS):
         trainer.model.train()
-        for x, y in batches(
-            data, batch_size=config.batch_size, seed=config.seed, epoch=epoch, start=0
-        ):
+        for x, y in batches(data, batch_size=BATCH, seed=seed, epoch=epoch, start=0):
             began = time.perf_counter()
             trainer.optimizer.zero_grad()
             trainer.method(x, y)
@@ -156,7 +136,7 @@ def train(trainer: Trainer, data: Dataset) -> Run:
             if epoch > 0:
                 step_ms.append(1e3 * (time.perf_counter() - began))
         accuracy.append(test_accuracy(trainer.model, data))
-    return Run(accuracy, step_ms)
+    return accuracy, step_ms
 
 
 @torch.no_grad()
@@ -166,14 +146,13 @@ def test_accuracy(model: torch.nn.Module, data: Dataset) -> float:
 
 
 def summarize(method: Method, rate: float, runs: list[Run]) -> dict[str, Any]:
-    times = [ms for run in runs for ms in run.step_ms]
-    deciles = statistics.quantiles(times, n=10)
+    deciles = statistics.quantiles([ms for _, times in runs for ms in times], n=10)
     return {
         "method": method.title,
         "options": {"lr": rate, **method.options},
         "rates_tried": list(method.rates),
-        "epoch_1": spread([run.accuracy[0] for run in runs]),
-        "epoch_5": spread([run.accuracy[-1] for run in runs]),
+        "epoch_1": spread([accuracy[0] for accuracy, _ in runs]),
+        "epoch_5": spread([accuracy[-1] for accuracy, _ in runs]),
         "step_ms": dict(zip(("decile_1", "median", "decile_9"), deciles[::4], strict=True)),
     }
 
@@ -182,20 +161,9 @@ def spread(values: list[float]) -> dict[str, Any]:
     return {"mean": statistics.fmean(values), "sd": statistics.stdev(values), "runs": values}
 
 
-def machine() -> dict[str, Any]:
-    return {
-        "python": platform.python_version(),
-        **versions(),
-        "cpu": cpu_name(),
-        "threads": torch.get_num_threads(),
-        "date": datetime.date.today().isoformat(),
-    }
-
-
 def cpu_name() -> str:
     """The model name where Linux tells it, else the architecture."""
-    source = Path("/proc/cpuinfo")
-    lines = source.read_text().splitlines() if source.exists() else []
+    lines = CPU_INFO.read_text().splitlines() if CPU_INFO.exists() else []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, platform.machine())
 
@@ -214,18 +182,17 @@ def table(results: dict[str, Any]) -> str:
     m = results["machine"]
     where = (
         f"Mean ± standard deviation over seeds {results['seeds'][0]} to {results['seeds'][-1]}; "
-        f"median step (first to ninth decile). {m['date']}, {m['cpu']}, {m['threads']} threads, "
+        f"median step (first to ninth decile). {m['date']}, {m['cpu']}, threads: {m['threads']}, "
         f"torch {m['torch']}, Python {m['python']}, float32."
     )
     return "\n".join([*lines, "", where])
 
 
 def insert(text: str) -> None:
-    """Replace what stands between the markers in README.md."""
     before, _, rest = README.read_text().partition(BEGIN)
     _, found, after = rest.partition(END)
     if not found:
-        raise SystemExit(f"{README}: markers {BEGIN} and {END} not found")
+        raise SystemExit(f"{README}: the markers {BEGIN} and {END} are missing")
     README.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
 
 

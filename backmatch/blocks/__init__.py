@@ -9,9 +9,19 @@ from .base import Block, Linearisation, Named
 from .elementwise import DiagonalBlock, is_diagonal
 from .generic import GenericBlock
 from .linear import LinearBlock
-from .replay import transaction
+from .replay import Snapshot, transaction
+from .unwrap import unwrapped
 
-__all__ = ["Block", "Linearisation", "Named", "adapt", "leaves_of", "transaction"]
+__all__ = [
+    "Block",
+    "Linearisation",
+    "Named",
+    "Snapshot",
+    "adapt",
+    "leaves_of",
+    "transaction",
+    "unwrapped",
+]
 
 
 def adapt(name: str, module: nn.Module) -> Block:
@@ -24,13 +34,19 @@ def adapt(name: str, module: nn.Module) -> Block:
         return DiagonalBlock(name, module, leaves)
     at = layers[0]
     layer = leaves[at]
-    if len(layers) == 1 and type(layer) is nn.Linear:
+    # A weight that is no parameter (pruned, say) is not in named_parameters().
+    if (
+        len(layers) == 1
+        and type(layer) is nn.Linear
+        and layer._parameters.get("weight") is not None
+    ):
         return LinearBlock(name, module, leaves[:at], layer, leaves[at + 1 :])
     return GenericBlock(name, module)
 
 
 def leaves_of(module: nn.Module) -> list[nn.Module] | None:
     """The modules of nested plain Sequentials in order; ``None`` where one is not plain."""
+    module = unwrapped(module)
     if type(module) is not nn.Sequential:
         return [module]
     if not _is_plain(module):
@@ -46,14 +62,13 @@ def leaves_of(module: nn.Module) -> list[nn.Module] | None:
 
 
 def _is_plain(module: nn.Module) -> bool:
-    """No hooks, no replaced forward, not compiled: calling it runs its class's forward."""
+    """No hooks, no replaced forward: calling it runs its class's forward, compiled or not."""
     return not (
         module._forward_hooks
         or module._forward_pre_hooks
         or module._backward_hooks
         or module._backward_pre_hooks
         or "forward" in module.__dict__
-        or getattr(module, "_compiled_call_impl", None) is not None
         or getattr(module, "batch_coupled", False)
         or _globals._global_forward_hooks
         or _globals._global_forward_pre_hooks

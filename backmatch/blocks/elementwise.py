@@ -55,16 +55,13 @@ def is_reshape(leaf: nn.Module) -> bool:
 
 
 def apply_diagonal(
-    leaves: Sequence[nn.Module], z: Tensor, *, hooks: bool, with_slopes: bool = True
+    leaves: Sequence[nn.Module], z: Tensor, *, with_slopes: bool = True
 ) -> tuple[Tensor, Tensor | None]:
     """Run a chain of diagonal leaves; return its output and its slopes in the shape of ``z``.
 
     Slopes come from reverse-mode autodiff with a cotangent of ones, which for a diagonal Jacobian
     is the diagonal: every activation has torch's own derivative, dropout the mask it drew.
     ``None`` stands for ones. ``z`` is never modified, in-place leaves included.
-
-    Args:
-        hooks: call the modules (their global hooks fire) rather than their ``forward`` alone.
     """
     if all(type(leaf) in RESHAPES for leaf in leaves):
         with_slopes = False
@@ -72,7 +69,8 @@ def apply_diagonal(
     out = start.clone() if leaves else start
     with torch.set_grad_enabled(with_slopes):
         for leaf in leaves:
-            out = leaf(out) if hooks else leaf.forward(out)
+            # Plain leaves have no hooks; a compiled one is taken uncompiled.
+            out = leaf.forward(out)
     if not with_slopes:
         return out, None
     (slopes,) = torch.autograd.grad(out, start, torch.ones_like(out))
@@ -110,7 +108,5 @@ class DiagonalBlock(Block):
 
     def _linearise(self, z: Tensor, with_input: bool, parameters: Named | None) -> Linearisation:
         floating = z.is_floating_point()
-        output, slopes = apply_diagonal(
-            self.leaves, z, hooks=parameters is None, with_slopes=with_input and floating
-        )
+        output, slopes = apply_diagonal(self.leaves, z, with_slopes=with_input and floating)
         return DiagonalLinearisation(output, slopes, z.shape)

@@ -16,6 +16,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from .. import checks
 from ..problems import LeastSquares, Operator
 from .base import Block, Linearisation, Named
 from .products import Products
@@ -66,7 +67,7 @@ class GenericBlock(Block):
 
     def pushforward(self, z: Tensor, parameters: Named, v: Named) -> Tensor:
         """J v by forward mode: evaluates the block again. The key "" of ``v`` stands for z."""
-        point = {"": z, **parameters}
+        point = {name: leaf.detach() for name, leaf in {"": z, **parameters}.items()}
         names = list(v)
 
         def run(*values: Tensor) -> Tensor:
@@ -75,9 +76,19 @@ class GenericBlock(Block):
 
         assert self.replay is not None
         with self.replay.again(), _differentiable(self.module):
-            primals = tuple(point[name].detach() for name in names)
-            tangent: Tensor = torch.func.jvp(run, primals, tuple(v.values()))[1]
-        return tangent
+            try:
+                tangent: Tensor = torch.func.jvp(
+                    run, tuple(point[name] for name in names), tuple(v.values())
+                )[1]
+            except (NotImplementedError, RuntimeError) as error:
+                if isinstance(error, torch.OutOfMemoryError):
+                    raise
+                raise TypeError(
+                    f"block {self.name!r} ({type(self.module).__name__}) has neither a "
+                    "differentiable backward pass nor forward-mode derivatives, so that only "
+                    f"Gradient() can work on it: {error}"
+                ) from error
+        return tangent.detach()
 
     def _check(self, output: object, z: Tensor) -> None:
         kind = type(self.module).__name__
@@ -85,9 +96,11 @@ class GenericBlock(Block):
             raise TypeError(
                 f"block {self.name!r} ({kind}) must return a tensor, got {type(output).__name__}"
             )
-        if not output.is_floating_point():
+        expected = {p.dtype for p in self.module.parameters()}
+        expected = expected or ({z.dtype} if z.is_floating_point() else set(checks.DTYPES))
+        if output.dtype not in expected:
             raise TypeError(
-                f"block {self.name!r} ({kind}) must return float32 or float64, got {output.dtype}"
+                f"block {self.name!r} ({kind}) must return {expected.pop()}, got {output.dtype}"
             )
         if output.dim() < 1 or output.shape[0] != z.shape[0]:
             raise ValueError(
@@ -175,7 +188,9 @@ class GenericLinearisation(Linearisation):
 
             def probe(like: Tensor) -> Tensor:
                 full = torch.zeros_like(like)
-                noise = torch.randn(like.shape[1:], generator=generator, dtype=torch.float64)
+                noise = torch.randn(
+                    like.shape[1:], generator=generator, dtype=torch.float64, device="cpu"
+                )
                 full[chosen] = noise.to(full)
                 return full
 

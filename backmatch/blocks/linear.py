@@ -121,19 +121,16 @@ class LinearBlock(Block):
     def _linearise(
         self, z: Tensor, with_input: bool, parameters: Named | None
     ) -> LinearLinearisation:
-        hooks = parameters is None
-        layer_input, columns = apply_diagonal(self.pre, z, hooks=hooks, with_slopes=with_input)
+        layer_input, columns = apply_diagonal(self.pre, z, with_slopes=with_input)
         self._check(layer_input)
         weight: Tensor = self.linear.weight.detach()
         bias: Tensor | None = self.linear.bias
         with torch.no_grad():
-            if parameters is None:
-                layer_output = self.linear(layer_input)
-            else:
+            if parameters is not None:
                 weight = parameters.get(self.weight_name, weight)
-                bias = parameters.get(self.bias_name) if self.trains_bias else bias
-                layer_output = nnf.linear(layer_input, weight, bias)
-        output, slopes = apply_diagonal(self.post, layer_output, hooks=hooks)
+                bias = parameters[self.bias_name] if self.trains_bias else bias
+            layer_output = nnf.linear(layer_input, weight, bias)
+        output, slopes = apply_diagonal(self.post, layer_output)
         return LinearLinearisation(
             self, weight, z.shape, layer_input, layer_output, output, slopes, columns
         )
@@ -149,4 +146,9 @@ class LinearBlock(Block):
             raise ValueError(
                 f"block {self.name!r}: Linear expects an input of shape (batch, ..., {features}), "
                 f"got {tuple(layer_input.shape)}"
+            )
+        if layer_input.numel() == 0 or self.linear.out_features == 0:
+            raise ValueError(
+                f"block {self.name!r}: Linear must have inputs and outputs, got "
+                f"{tuple(layer_input.shape)} -> {self.linear.out_features}"
             )

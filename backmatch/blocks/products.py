@@ -44,7 +44,7 @@ class Products:
             self.output, self.leaves, u, retain_graph=True, allow_unused=True
         )
         return [
-            torch.zeros_like(leaf) if grad is None else grad
+            torch.zeros_like(leaf) if grad is None else _dense(grad)
             for leaf, grad in zip(self.leaves, grads, strict=True)
         ]
 
@@ -64,12 +64,16 @@ class Products:
         generator = torch.Generator().manual_seed(0)
 
         def noise(like: Tensor) -> Tensor:
-            return torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like)
+            return torch.randn(
+                like.shape, generator=generator, dtype=torch.float64, device="cpu"
+            ).to(like)
 
         u, v = noise(self.output), [noise(leaf) for leaf in self.leaves]
         try:
             pullback = _Pullback(self.output, self.leaves)
             tangent = pullback(v)
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError:
             # "derivative not implemented", "once_differentiable": each says it in its own words.
             return None
@@ -84,6 +88,11 @@ class Products:
         return pullback if bool((left - right).abs() <= ADJOINT_TOLERANCE[u.dtype] * size) else None
 
 
+def _dense(grad: Tensor) -> Tensor:
+    """``nn.Embedding(sparse=True)`` returns sparse gradients."""
+    return grad.to_dense() if grad.layout != torch.strided else grad
+
+
 class _Pullback:
     """u -> J^T u as a graph in u; linear, so it is built once, at u = 0."""
 
@@ -94,7 +103,8 @@ class _Pullback:
             grads = torch.autograd.grad(
                 output, leaves, self.cotangent, create_graph=True, allow_unused=True
             )
-        self.pulled = [(i, g) for i, g in enumerate(grads) if g is not None and g.requires_grad]
+            pulled = [(i, _dense(g)) for i, g in enumerate(grads) if g is not None]
+        self.pulled = [(i, g) for i, g in pulled if g.requires_grad]
 
     def __call__(self, v: list[Tensor]) -> Tensor:
         """J v: the derivative of <J^T u, v> with respect to u."""

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as _globals
 
-#: Hook tables of a module that act in a forward pass.
-_HOOK_TABLES = (
-    "_forward_pre_hooks",
-    "_forward_hooks",
-    "_backward_pre_hooks",
-    "_backward_hooks",
-)
-_BACKWARD_TABLES = ("_backward_pre_hooks", "_backward_hooks")
+Hooks = dict[int, Callable[..., Any]]
+
+_HOOK_TABLES = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+_GLOBAL_HOOK_TABLES = tuple(f"_global{table}" for table in _HOOK_TABLES)
 
 
 @dataclass(frozen=True)
@@ -66,17 +63,35 @@ class Replay:
         return {name: b.clone() for name, b in self.buffers.items()}
 
 
+class Snapshot:
+    """RNG and buffers of some modules, to be put back; buffers that were reassigned too."""
+
+    def __init__(self, modules: Iterable[nn.Module], device: torch.device) -> None:
+        self.random = RandomState.now(device)
+        self.buffers = [
+            (part._buffers, key, buffer, buffer.detach().clone())
+            for module in modules
+            for part in module.modules()
+            for key, buffer in part._buffers.items()
+            if buffer is not None
+        ]
+
+    def restore(self) -> None:
+        self.random.restore()
+        for table, key, buffer, value in self.buffers:
+            table[key] = buffer
+            # .data: graphs that saved the buffer need not know.
+            buffer.data.copy_(value)
+
+
 @contextmanager
-def transaction(modules: list[nn.Module], device: torch.device) -> Iterator[None]:
+def transaction(modules: Iterable[nn.Module], device: torch.device) -> Iterator[None]:
     """Undo every change of RNG and buffers when the body fails, interrupts included."""
-    random = RandomState.now(device)
-    buffers = [(b, b.detach().clone()) for module in modules for b in module.buffers()]
+    before = Snapshot(modules, device)
     try:
         yield
     except BaseException:
-        random.restore()
-        for buffer, saved in buffers:
-            buffer.data.copy_(saved)
+        before.restore()
         raise
 
 
@@ -84,8 +99,9 @@ class HookRecorder:
     """Finds out, in the real forward pass, which forward hooks changed what they saw.
 
     User hooks fire once. A re-evaluation must leave out those that only observe (a counter, a
-    logger), but not those that are part of the function: hooks that returned a value, and the
-    re-parametrising pre-hooks of ``torch.nn.utils`` (weight_norm, spectral_norm).
+    logger), but not those that are part of the function: hooks that returned a value or changed
+    what they were given, and the re-parametrising pre-hooks of ``torch.nn.utils`` (weight_norm,
+    spectral_norm).
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -94,47 +110,56 @@ class HookRecorder:
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Fire every forward hook and note which return something; no backward hook fires."""
+        """Fire every forward hook and note which take part; no backward hook fires."""
         with ExitStack() as stack:
-            for module in self.module.modules():
-                for table in _BACKWARD_TABLES:
-                    stack.enter_context(_swapped(module, table, {}))
-                for table in ("_forward_pre_hooks", "_forward_hooks"):
-                    hooks = getattr(module, table)
-                    if hooks:
-                        wrapped = {key: self._noting(hook) for key, hook in hooks.items()}
-                        stack.enter_context(_swapped(module, table, wrapped))
+            for owner, table, hooks in self._tables():
+                wrapped = {k: self._noting(h) for k, h in hooks.items()}
+                kept = {} if "backward" in table else wrapped
+                stack.enter_context(_swapped(owner, table, kept))
             yield
 
     @contextmanager
     def essential_only(self) -> Iterator[None]:
         """Only hooks that are part of the function fire."""
         with ExitStack() as stack:
-            for module in self.module.modules():
-                for table in _HOOK_TABLES:
-                    hooks = getattr(module, table)
-                    if hooks:
-                        kept = {k: h for k, h in hooks.items() if id(h) in self.essential}
-                        stack.enter_context(_swapped(module, table, kept))
+            for owner, table, hooks in self._tables():
+                kept = {k: h for k, h in hooks.items() if id(h) in self.essential}
+                stack.enter_context(_swapped(owner, table, kept))
             yield
+
+    def _tables(self) -> Iterator[tuple[object, str, Hooks]]:
+        """All tables that hold hooks: owner, attribute and content."""
+        owners = [(part, _HOOK_TABLES) for part in self.module.modules()]
+        for owner, tables in [*owners, (_globals, _GLOBAL_HOOK_TABLES)]:
+            for table in tables:
+                hooks = getattr(owner, table)
+                if hooks:
+                    yield owner, table, hooks
 
     def _noting(self, hook: Callable[..., Any]) -> Callable[..., Any]:
         if type(hook).__module__.startswith("torch.nn.utils"):
             self.essential.add(id(hook))
 
         def noted(*args: Any, **kwargs: Any) -> Any:
+            before = _versions(args)
             result = hook(*args, **kwargs)
-            if result is not None:
+            if result is not None or _versions(args) != before:
                 self.essential.add(id(hook))
             return result
 
         return noted
 
 
+def _versions(args: tuple[Any, ...]) -> list[int]:
+    """Counts of in-place changes of the tensors that a hook was given."""
+    flat = [a for arg in args for a in (arg if isinstance(arg, tuple) else (arg,))]
+    return [a._version for a in flat if isinstance(a, Tensor)]
+
+
 @contextmanager
-def _swapped(module: nn.Module, table: str, hooks: dict[int, Callable[..., Any]]) -> Iterator[None]:
+def _swapped(owner: object, table: str, hooks: Hooks) -> Iterator[None]:
     """Replace the entries of a hook table in place: its identity and handles stay valid."""
-    current = getattr(module, table)
+    current = getattr(owner, table)
     saved = dict(current)
     try:
         current.clear()

@@ -76,7 +76,10 @@ class LeastSquares(ABC):
 
     @abstractmethod
     def traces(self) -> tuple[Tensor, bool]:
-        """tr(J^T J) summed over each damping group, and whether it is exact."""
+        """tr(J^T J) of each damping group, and whether it is exact.
+
+        One value alone stands for all groups: they share one Jacobian.
+        """
 
     @abstractmethod
     def direct(self, damping: float | Tensor, rcond: float | None) -> Direct:
@@ -127,7 +130,7 @@ def lanczos_largest(
     """
     systems, n = like.shape
     generator = torch.Generator().manual_seed(0)
-    start = torch.randn(n, generator=generator, dtype=torch.float64).to(like)
+    start = torch.randn(n, generator=generator, dtype=torch.float64, device="cpu").to(like)
     q = (start / start.norm()).expand(systems, n)
     basis = [q]
     diagonal: list[Tensor] = []

@@ -10,6 +10,9 @@ from torch import Tensor
 from ..linalg import spd_solve_ex
 from .base import Direct, LeastSquares
 
+#: Entries of an explicit Jacobian, over all systems, up to which one is formed.
+DENSE_ENTRIES = 2**25
+
 
 @dataclass(frozen=True)
 class DenseBatch(LeastSquares):

@@ -13,12 +13,11 @@ import torch
 from torch import Tensor
 
 from .base import Direct, LeastSquares, lanczos_largest
-from .dense import DenseBatch
+from .dense import DENSE_ENTRIES, DenseBatch
 
 #: One side of a system's Jacobian up to which its trace is exact and ``Auto`` solves directly.
 EXACT_SIDE = 256
-#: Limits of an explicit Jacobian: entries in all, and autodiff passes to form it.
-DENSE_ENTRIES = 2**25
+#: Autodiff passes up to which an explicit Jacobian is formed.
 DENSE_PASSES = 4096
 #: Hutchinson's probes for the trace of what is larger; the seed is fixed.
 PROBES, PROBE_SEED = 16, 0
@@ -88,7 +87,7 @@ class Operator(LeastSquares):
         generator = torch.Generator().manual_seed(PROBE_SEED)
         total = self.residual.new_zeros(self.systems)
         for _ in range(PROBES):
-            signs = torch.randint(0, 2, (self.size,), generator=generator) * 2 - 1
+            signs = torch.randint(0, 2, (self.size,), generator=generator, device="cpu") * 2 - 1
             probe = signs.to(self.residual).expand(self.systems, -1)
             total += self.jvp(probe).square().sum(-1)
         return total / PROBES, False

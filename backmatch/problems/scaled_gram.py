@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..linalg.ridge import ridge_ex
 from .base import Direct, LeastSquares, Preconditioner, lanczos_largest
-from .dense import DenseBatch
+from .dense import DENSE_ENTRIES, DenseBatch
 
 
 @dataclass(frozen=True)
@@ -59,17 +59,27 @@ class ScaledGram(LeastSquares):
             rows = self.columns.square() @ squares.t()
             per_system = (rows if self.slopes is None else rows * self.slopes.square()).sum(-1)
         elif self.slopes is None:
-            per_system = squares.sum().expand(self.systems)
+            return squares.sum().mul(self.damping_group).reshape(1), True
         else:
             per_system = self.slopes.square() @ squares.sum(-1)
         return per_system.reshape(-1, self.damping_group).sum(-1), True
 
     @property
     def direct_is_cheap(self) -> bool:
-        return True
+        return self.columns is None or self._entries <= DENSE_ENTRIES
+
+    @property
+    def _entries(self) -> int:
+        return self.systems * self.matrix.numel()
 
     def direct(self, damping: float | Tensor, rcond: float | None) -> Direct:
         if self.columns is not None:
+            if self._entries > DENSE_ENTRIES:
+                raise ValueError(
+                    "Cholesky: a Linear behind an activation in one block shares no matrix, and "
+                    f"its {self.systems} dense Jacobians are above the limit of {DENSE_ENTRIES} "
+                    "entries; use CG(damping) or Auto, or start a new block at the Linear"
+                )
             return self._dense().direct(damping, rcond)
         step, info, rank = ridge_ex(
             self.matrix,

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from .. import checks
 from ..errors import NotPositiveDefiniteError
 from ..problems import LeastSquares
 from .damping import Resolved
@@ -43,7 +44,7 @@ def record_for(
     """The record fields that come from the problem and its damping, plus ``fields``."""
     reported: float | Tensor | None = None
     if damping is not None:
-        reported = damping.reported
+        reported = damping.values
         if isinstance(reported, Tensor) and len(reported) == 1:
             reported = float(reported)
     return SolveRecord(
@@ -61,16 +62,17 @@ def solve_directly(
     name: str, problem: LeastSquares, damping: Resolved, rcond: float | None
 ) -> Solution:
     """Direct solve, its failures raised and its residual measured."""
-    per_system = damping.per_system
-    scaled = per_system / problem.scale  # H + lambda I = scale (J^T J + lambda/scale I)
-    result = problem.direct(scaled, rcond)
+    # H + lambda I = scale (J^T J + lambda/scale I)
+    result = problem.direct(damping.per_system(problem.scale), rcond)
     if result.info is not None and bool(result.info.any()):
+        # An overflow or an infinite slope is no lack of damping.
+        checks.finite("trace of the local Hessian", problem.traces()[0])
+        checks.finite("gradient of the local loss", problem.gradient())
         bad = result.info.nonzero().flatten()
         raise NotPositiveDefiniteError(
             "the damped normal matrix", bad.tolist(), result.info[bad].tolist(), problem.systems
         )
-    shift = per_system.unsqueeze(-1) if isinstance(per_system, Tensor) else per_system
-    applied = problem.normal(result.step) + shift * result.step
+    applied = problem.normal(result.step) + damping.column() * result.step
     samples = (problem.systems // problem.cut_group, problem.cut_group * problem.unknowns)
     residual = relative_residual(applied.reshape(samples), problem.gradient().reshape(samples))
     record = record_for(name, problem, damping, residual=residual, rank=result.rank)

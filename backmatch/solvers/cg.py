@@ -61,9 +61,9 @@ class CG(Solver):
 
     def solve(self, problem: LeastSquares, damping: Resolved | None) -> Solution:
         assert damping is not None
-        per_system = damping.per_system
-        shift = per_system.unsqueeze(-1) if isinstance(per_system, Tensor) else per_system
+        shift = damping.column()
         g = problem.gradient()
+        checks.finite("gradient of the local loss", g)
         # The positions of one sample are one Krylov system: (samples, positions * n, 1).
         krylov = (problem.systems // problem.cut_group, problem.cut_group * problem.unknowns, 1)
 
@@ -76,7 +76,7 @@ class CG(Solver):
             g.reshape(krylov),
             rtol=DEFAULT_RTOL[g.dtype] if self.rtol is None else self.rtol,
             max_steps=self.max_steps or max(10 * krylov[1], 1),
-            preconditioner=self._preconditioner(problem, per_system, g),
+            preconditioner=self._preconditioner(problem, damping.per_system(), g),
         )
         record = record_for(
             "cg",

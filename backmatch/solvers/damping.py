@@ -52,34 +52,49 @@ class Resolved:
     """A damping in force for one problem.
 
     Attributes:
-        per_system: float for all systems, or tensor (systems,).
-        reported: the float, or the tensor with one value per damping group.
+        values: a float for all systems, or a tensor with one value for all or one per damping
+            group.
+        systems: number of systems.
         trace: ``"exact"``, ``"estimated"``, or ``None`` when no trace was needed.
     """
 
-    per_system: float | Tensor
-    reported: float | Tensor
+    values: float | Tensor
+    systems: int
     trace: str | None = None
 
     @property
     def is_zero(self) -> bool:
         """Whether the minimum-norm solution is asked for."""
-        return isinstance(self.per_system, float) and self.per_system == 0.0
+        return isinstance(self.values, float) and self.values == 0.0
+
+    def per_system(self, scale: float = 1.0) -> float | Tensor:
+        """The damping over ``scale``: a float, or a tensor (systems,).
+
+        One value for all systems comes as an expanded view: that is how solvers see that one
+        factorisation serves all.
+        """
+        if not isinstance(self.values, Tensor):
+            return self.values / scale
+        # Trace 0 means J = 0, so the right-hand side is 0 too: any positive damping gives d = 0.
+        values = torch.where(self.values > 0, self.values / scale, torch.ones_like(self.values))
+        if len(values) == 1:
+            return values.expand(self.systems)
+        return values.repeat_interleave(self.systems // len(values))
+
+    def column(self) -> float | Tensor:
+        """:meth:`per_system` to be multiplied with steps (systems, n)."""
+        shift = self.per_system()
+        return shift.unsqueeze(-1) if isinstance(shift, Tensor) else shift
 
 
 def resolve(damping: Damping, problem: LeastSquares) -> Resolved:
     """Turn a damping option into numbers for ``problem`` (on the scale of its H)."""
     if not isinstance(damping, Relative):
-        return Resolved(damping, damping)
+        return Resolved(damping, problem.systems)
     if damping.factor == 0.0:
-        return Resolved(0.0, 0.0)
+        return Resolved(0.0, problem.systems)
     traces, exact = problem.traces()
-    group = problem.damping_group
-    values = damping.factor * problem.scale * traces / (group * problem.unknowns)
-    # Trace 0 means J = 0, so the right-hand side is 0 as well: any positive damping gives d = 0.
-    in_force = torch.where(values > 0, values, torch.ones_like(values))
-    word = "exact" if exact else "estimated"
-    if len(values) == 1:
-        # A tensor of one element stays on the device: no synchronisation for its value.
-        return Resolved(in_force.expand(problem.systems), values, word)
-    return Resolved(in_force.repeat_interleave(group), values, word)
+    checks.finite("trace of the local Hessian", traces)
+    size = problem.damping_group * problem.unknowns
+    values = damping.factor * problem.scale * traces / max(size, 1)
+    return Resolved(values, problem.systems, "exact" if exact else "estimated")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,7 +22,8 @@ class SolveRecord:
         damping: the damping in force on the scale of H: a float, or a tensor with one value per
             sample; ``None`` where the solver has none.
         scale: the scalar c of :class:`Scalar`, else ``None``.
-        iterations: most CG iterations over the systems (0 for direct solves).
+        iterations: most CG iterations over the systems (0 for direct solves), summed over the
+            solves of one sweep (``passes``, ``newton_steps``).
         residual: worst relative residual of the damped normal equations over the systems,
             ``|(H + damping) d - g| / |g|``; ``None`` where no system was solved.
         converged: whether every system met its tolerance.
@@ -41,6 +42,18 @@ class SolveRecord:
     converged: bool = True
     rank: int | None = None
     trace: str | None = None
+
+    def after(self, earlier: SolveRecord | None) -> SolveRecord:
+        """The record of this solve and those before it: none of their troubles is forgotten."""
+        if earlier is None:
+            return self
+        residuals = [r for r in (self.residual, earlier.residual) if r is not None]
+        return replace(
+            self,
+            iterations=self.iterations + earlier.iterations,
+            residual=max(residuals, default=None),
+            converged=self.converged and earlier.converged,
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers for a log; a per-sample damping is given by its median."""

@@ -48,10 +48,8 @@ class Scalar(Solver):
         assert damping is not None
         g = problem.gradient()
         c, trace = self._curvature(problem, g)
-        shift = damping.per_system
-        if isinstance(shift, Tensor):
-            shift = shift.unsqueeze(-1)
-        step = torch.where(c > 0, g / (c + shift), torch.zeros_like(g))
+        checks.finite(f"{self.kind} of the local Hessian", c)
+        step = torch.where(c > 0, g / (c + damping.column()), torch.zeros_like(g))
         record = record_for("scalar", problem, damping, scale=float(c))
         return Solution(step, replace(record, trace=trace or record.trace))
 
@@ -59,8 +57,9 @@ class Scalar(Solver):
         """c of the whole-batch H, 0-dimensional, and how its trace was found."""
         if self.kind == "trace":
             traces, exact = problem.traces()
-            size = max(problem.systems * problem.unknowns, 1)
-            return problem.scale * traces.sum() / size, "exact" if exact else "estimated"
+            # The mean of the groups' traces over a group's size: groups are equally large.
+            size = max(problem.damping_group * problem.unknowns, 1)
+            return problem.scale * traces.mean() / size, "exact" if exact else "estimated"
         if self.kind == "spectral":
             return problem.scale * problem.largest_eigenvalue(), None
         square = g.square().sum()

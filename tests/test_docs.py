@@ -1,0 +1,48 @@
+"""The Python blocks of the documentation run as they stand."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_python_blocks_run(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All blocks of a file share one namespace, in order, as a reader would run them."""
+    text = path.read_text()
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    namespace: dict[str, object] = {"__name__": path.stem}
+    for match in BLOCK.finditer(text):
+        # Blank lines in front, so that a traceback shows the line of the document.
+        source = "\n" * text.count("\n", 0, match.start(1)) + match[1]
+        exec(compile(source, str(path), "exec"), namespace)
+
+
+def test_readme_has_python() -> None:
+    """Guards the pattern above: a README without a match would pass unread."""
+    assert BLOCK.search((ROOT / "README.md").read_text())
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_links_exist(path: Path) -> None:
+    """Every relative link names a file, every link within a page a heading."""
+    text = path.read_text()
+    headings = {
+        re.sub(r"[^\w -]", "", line.lower()).strip().replace(" ", "-")
+        for line in re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    }
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if link.startswith("#"):
+            assert link[1:] in headings, link
+        elif "://" not in link:
+            assert (path.parent / link.partition("#")[0]).exists(), link
