@@ -431,7 +431,6 @@ def test_integer_input_of_an_embedding():
     assert (model[0].weight.grad[~untouched] != 0).any()
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.func.jvp raises its own
 def test_a_module_without_double_backward_uses_forward_mode():
     class Cube(torch.autograd.Function):
         @staticmethod

@@ -7,7 +7,8 @@ move once. Where a backward pass cannot be differentiated, forward-mode autodiff
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 
 import torch
@@ -77,7 +78,7 @@ class GenericBlock(Block):
         assert self.replay is not None
         with self.replay.again(), _differentiable(self.module):
             try:
-                tangent: Tensor = torch.func.jvp(
+                tangent: Tensor = _quiet_jvp(
                     run, tuple(point[name] for name in names), tuple(v.values())
                 )[1]
             except (NotImplementedError, RuntimeError) as error:
@@ -198,6 +199,16 @@ class GenericLinearisation(Linearisation):
             (movers,) = autodiff.vjp(probe(self.output))
             self._coupled = bool(moved.any()) or bool(movers[others].any())
         return self._coupled
+
+
+def _quiet_jvp(
+    function: Callable[..., Tensor], primals: tuple[Tensor, ...], tangents: tuple[Tensor, ...]
+) -> tuple[Tensor, ...]:
+    """``torch.func.jvp`` without the deprecation warnings of torch's own first import for it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        pushed: tuple[Tensor, ...] = torch.func.jvp(function, primals, tangents)
+    return pushed
 
 
 def _places(module: nn.Module) -> dict[str, str]:

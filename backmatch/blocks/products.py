@@ -85,7 +85,9 @@ class Products:
             for p, x in zip(pulled, v, strict=True)
         ]
         size = torch.linalg.vector_norm(u) * torch.linalg.vector_norm(tangent) + sum(sizes)
-        return pullback if bool((left - right).abs() <= ADJOINT_TOLERANCE[u.dtype] * size) else None
+        # Not "<=": infinite slopes give NaN here, and a NonFiniteError of their own later.
+        wrong = bool((left - right).abs() > ADJOINT_TOLERANCE[u.dtype] * size)
+        return None if wrong else pullback
 
 
 def _dense(grad: Tensor) -> Tensor:
