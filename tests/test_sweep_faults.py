@@ -5,28 +5,11 @@ import warnings
 
 import pytest
 import torch
+from sweep_nets import ORDERS, batch, net, square
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 
 import backmatch as bm
-
-ORDERS = ["simultaneous", "sequential"]
-
-
-def net(*layers):
-    model = nn.Sequential(*layers).double()
-    generator = torch.Generator().manual_seed(0)
-    for p in model.parameters():
-        p.data.copy_(0.4 * torch.randn(p.shape, generator=generator, dtype=p.dtype))
-    return model
-
-
-def batch(*shape, seed=1):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def square(out):
-    return 0.5 * out.square().flatten(1).sum(1).mean()
 
 
 def state(model):
