@@ -254,3 +254,21 @@ def test_missing_cuda_half(monkeypatch):
     monkeypatch.setattr(_library, "_extension", object())
     with pytest.raises(MissingExtensionError, match="no CUDA kernels; rebuild it with nvcc"):
         _library.native_cuda()
+
+
+def test_solves_in_plain_torch_do_not_pass_for_differentiable():
+    """Not even partly: D * y would otherwise give D a gradient that leaves out y's."""
+    K = torch.eye(3, dtype=torch.float64)
+    D = torch.ones(2, 3, dtype=torch.float64, requires_grad=True)
+    R = torch.ones(2, 3, dtype=torch.float64)
+    B = torch.ones(1, 3, 1, dtype=torch.float64, requires_grad=True)
+    found = {
+        "scaled_gram_cg": linalg.scaled_gram_cg(K, D, R, damping=1.0).x,
+        "cg": linalg.cg(lambda X: 2 * X, B).x,
+    }
+    for name, x in found.items():
+        with pytest.raises(NotImplementedError, match=rf"linalg\.{name} is not differentiable"):
+            x.sum().backward()
+    with torch.no_grad():
+        assert not linalg.scaled_gram_cg(K, D, R, damping=1.0).x.requires_grad
+    assert not linalg.scaled_gram_cg(K, D.detach(), R, damping=1.0).x.requires_grad

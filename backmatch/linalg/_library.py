@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any, cast
 
 import torch  # before backmatch._C, so that both share one OpenMP runtime and its threads
+from torch import Tensor
 
 from ..errors import MissingExtensionError
 
@@ -93,6 +94,32 @@ def not_differentiable(name: str) -> Callable[..., Any]:
         )
 
     return backward
+
+
+class _Guard(torch.autograd.Function):
+    """Hands a result on; its backward is :func:`not_differentiable`."""
+
+    @staticmethod
+    def forward(ctx: Any, name: str, result: Tensor, *inputs: Tensor) -> Tensor:
+        ctx.name = name
+        return result.view_as(result)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        not_differentiable(ctx.name)(ctx, *grads)
+
+
+def guarded(name: str, result: Tensor, *inputs: object) -> Tensor:
+    """A result computed in plain torch that must not pass for differentiable.
+
+    Detached if no input requires grad; else its backward raises, as an operator's does.
+    """
+    result = result.detach()
+    tensors = [value for value in inputs if isinstance(value, Tensor)]
+    if not torch.is_grad_enabled() or not any(value.requires_grad for value in tensors):
+        return result
+    guard: Tensor = _Guard.apply(name, result, *tensors)  # type: ignore[no-untyped-call]
+    return guard
 
 
 def in_chunks(

@@ -8,7 +8,7 @@ from torch import Size, Tensor
 from .. import checks
 from ._failures import raise_failures
 from ._layout import broadcast, damping_tensor, flat, require_damping
-from ._library import DTYPE_NAMES, define, native, not_differentiable
+from ._library import DTYPE_NAMES, define, guarded, native, not_differentiable
 from .krylov import DEFAULT_RTOL, Apply, CGResult, conjugate_gradient
 
 
@@ -104,7 +104,8 @@ def _generic(
     )
     columns = (*lead, B.shape[-1])
     x, *rest = result
-    result = CGResult(x.reshape(shape), *(value.view(columns) for value in rest))
+    x = guarded("cg", x.reshape(shape), A, B, shift, x0)
+    result = CGResult(x, *(value.view(columns) for value in rest))
     _raise_nonfinite(A, B, x0, result)
     return result
 

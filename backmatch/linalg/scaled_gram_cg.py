@@ -9,12 +9,12 @@ from .. import checks
 from ..errors import NotPositiveDefiniteError
 from ._failures import raise_failures
 from ._layout import damping_tensor, require_damping
+from ._library import guarded
 from .dense_cg import stopping
 from .krylov import Apply, CGResult, conjugate_gradient
 from .scaled_gram import family_shape
 
 
-@torch.no_grad()
 def scaled_gram_cg(
     K: Tensor,
     D: Tensor,
@@ -79,7 +79,8 @@ def scaled_gram_cg(
         preconditioner=None if solve is None else lambda V: solve(V.squeeze(-1)).unsqueeze(-1),
     )
     status = (value.squeeze(-1) for value in (iterations, residual, converged))
-    result = CGResult(D * y.squeeze(-1), *status)
+    x = guarded("scaled_gram_cg", D * y.squeeze(-1), K, D, R, shift)
+    result = CGResult(x, *status)
     inputs = {"K": K, "D": D, "R": R}
     raise_failures("D K D + damping I", result.residual, None, full=inputs)
     return result
