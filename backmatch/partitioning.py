@@ -9,7 +9,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from . import checks
-from .blocks.unwrap import refuse_hooks, unwrapped
+from .blocks.unwrap import has_behaviour, refuse_hooks, unwrapped
 
 #: A new block starts at each of these.
 LAYERS = (nn.Linear, nn.Bilinear, _ConvNd)
@@ -70,22 +70,10 @@ def _flattened(children: Iterable[nn.Module | None]) -> Iterator[nn.Module]:
     for child in children:
         assert child is not None
         child = unwrapped(child)
-        if type(child) is nn.Sequential and not _has_behaviour(child):
+        if type(child) is nn.Sequential and not has_behaviour(child):
             yield from _flattened(child._modules.values())
         else:
             yield child
-
-
-def _has_behaviour(module: nn.Module) -> bool:
-    """Hooks or a forward of its own: regrouping its children would lose them."""
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or "forward" in module.__dict__
-        or getattr(module, "batch_coupled", False)
-    )
 
 
 def _grouped(leaves: list[nn.Module]) -> list[list[nn.Module]]:

@@ -250,3 +250,37 @@ def test_callables_are_asked_only_where_there_is_a_problem():
         batch(6, 5), square
     )
     assert asked == {"weights": ["0", "2"], "inputs": ["1", "2"]}
+
+
+class Sine(torch.autograd.Function):
+    """Neither a second derivative nor forward mode."""
+
+    @staticmethod
+    def forward(ctx, z):
+        ctx.save_for_backward(z)
+        return z.sin()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        return grad * ctx.saved_tensors[0].cos()
+
+
+class FirstOrderOnly(nn.Module):
+    def forward(self, z):
+        return Sine.apply(z)
+
+
+def test_a_module_with_first_derivatives_only_still_back_propagates():
+    model = net(nn.Linear(5, 7), FirstOrderOnly(), nn.Linear(7, 3))
+    gradient = {"weights": bm.Gradient(), "inputs": bm.Gradient()}
+    bm.BackMatching(model, **gradient).backward(batch(6, 5), square)
+    ours = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    square(model(batch(6, 5))).backward()
+    for a, p in zip(ours, model.parameters(), strict=True):
+        assert torch.allclose(a, p.grad, rtol=1e-12, atol=1e-14)
+    with pytest.raises(
+        TypeError, match=r"block '1' \(FirstOrderOnly\).*only Gradient\(\) can work"
+    ):
+        bm.BackMatching(model, inputs=bm.CG(0.1)).backward(batch(6, 5), square)

@@ -289,6 +289,7 @@ def test_a_module_without_double_backward_uses_forward_mode():
     for kind in (Custom, Plain):
         model = net(nn.Linear(5, 7), kind(), nn.Linear(7, 3))
         bm.BackMatching(model, inputs=bm.Cholesky(0.1)).backward(batch(), square)
+        assert not any(p.grad.requires_grad for p in model.parameters())
         results.append(grads(model))
     assert close(*results)
 

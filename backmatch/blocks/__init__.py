@@ -10,7 +10,7 @@ from .elementwise import DiagonalBlock, is_diagonal
 from .generic import GenericBlock
 from .linear import LinearBlock
 from .replay import Snapshot, transaction
-from .unwrap import unwrapped
+from .unwrap import has_behaviour, unwrapped
 
 __all__ = [
     "Block",
@@ -64,12 +64,7 @@ def leaves_of(module: nn.Module) -> list[nn.Module] | None:
 def _is_plain(module: nn.Module) -> bool:
     """No hooks, no replaced forward: calling it runs its class's forward, compiled or not."""
     return not (
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or "forward" in module.__dict__
-        or getattr(module, "batch_coupled", False)
+        has_behaviour(module)
         or _globals._global_forward_hooks
         or _globals._global_forward_pre_hooks
         or _globals._global_backward_hooks

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from .. import checks
 from ..problems import LeastSquares, Operator
 from .base import Block, Linearisation, Named
-from .products import Products
+from .products import NoPushforwardError, Products
 from .replay import HookRecorder
 
 
@@ -84,7 +84,7 @@ class GenericBlock(Block):
             except (NotImplementedError, RuntimeError) as error:
                 if isinstance(error, torch.OutOfMemoryError):
                     raise
-                raise TypeError(
+                raise NoPushforwardError(
                     f"block {self.name!r} ({type(self.module).__name__}) has neither a "
                     "differentiable backward pass nor forward-mode derivatives, so that only "
                     f"Gradient() can work on it: {error}"
@@ -195,9 +195,12 @@ class GenericLinearisation(Linearisation):
                 full[chosen] = noise.to(full)
                 return full
 
-            moved = autodiff.jvp([probe(self.z)])[others]
             (movers,) = autodiff.vjp(probe(self.output))
-            self._coupled = bool(moved.any()) or bool(movers[others].any())
+            self._coupled = bool(movers[others].any())
+            if not self._coupled:
+                # Without J v the gradient can still be had, and J^T u has been asked.
+                with suppress(NoPushforwardError):
+                    self._coupled = bool(autodiff.jvp([probe(self.z)])[others].any())
         return self._coupled
 
 

@@ -16,6 +16,10 @@ from torch import Tensor
 ADJOINT_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-10}
 
 
+class NoPushforwardError(TypeError):
+    """A module offers no way to J v: no second derivative of its backward, no forward mode."""
+
+
 class Products:
     """Products with the Jacobian of ``output`` with respect to some leaves of its graph.
 

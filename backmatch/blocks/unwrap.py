@@ -34,3 +34,15 @@ def refuse_hooks(module: nn.Module) -> None:
             f"this {type(module).__name__} has forward hooks of its own, which would not fire: "
             "its parts are run one by one; register them on the parts"
         )
+
+
+def has_behaviour(module: nn.Module) -> bool:
+    """Whether calling the module does more than its class's forward, or couples the batch."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in module.__dict__
+        or getattr(module, "batch_coupled", False)
+    )
