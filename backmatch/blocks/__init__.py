@@ -6,8 +6,10 @@ from torch import nn
 from torch.nn.modules import module as _globals
 
 from .base import Block, Linearisation, Named
+from .chain import ChainBlock
 from .elementwise import DiagonalBlock, is_diagonal
 from .generic import GenericBlock
+from .layers import is_known
 from .linear import LinearBlock
 from .replay import Snapshot, transaction
 from .unwrap import has_behaviour, unwrapped
@@ -41,6 +43,14 @@ def adapt(name: str, module: nn.Module) -> Block:
         and layer._parameters.get("weight") is not None
     ):
         return LinearBlock(name, module, leaves[:at], layer, leaves[at + 1 :])
+    return _composite(name, module, leaves)
+
+
+def _composite(name: str, module: nn.Module, leaves: list[nn.Module]) -> Block:
+    """Known layers, each with parameters of its own; otherwise generic."""
+    owned = [id(p) for leaf in leaves for p in leaf.parameters()]
+    if all(is_known(leaf) for leaf in leaves) and len(set(owned)) == len(owned):
+        return ChainBlock(name, module, leaves)
     return GenericBlock(name, module)
 
 

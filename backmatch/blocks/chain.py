@@ -1,0 +1,95 @@
+"""Blocks made of known layers: products by composition, closed forms where a layer has one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..problems import LeastSquares, Operator
+from .base import Block, Linearisation, Named
+from .layers import LayerMap, Point, compose
+
+
+class ChainLinearisation(Linearisation):
+    """One evaluation of a chain of known layers."""
+
+    def __init__(self, block: ChainBlock, z: Tensor, layer: LayerMap) -> None:
+        self.block, self.shape, self.layer = block, z.shape, layer
+        self.output = layer.output
+        self.samples = z.shape[0]
+
+    def weight_problem(self, displacement: Tensor) -> LeastSquares:
+        if self.layer.solves_weights:
+            return self.layer.weight_problem(displacement)
+
+        def forward(step: Tensor) -> Tensor:
+            return self.layer.push_parameters(self._named(step)).reshape(1, -1)
+
+        def reverse(u: Tensor) -> Tensor:
+            pulled = self.layer.pull_parameters(u.reshape(self.output.shape))
+            parts = [pulled[name].reshape(-1) for name in self.block.trainable]
+            return torch.cat(parts).unsqueeze(0)
+
+        return Operator(
+            forward,
+            reverse,
+            sum(p.numel() for p in self.block.trainable.values()),
+            displacement.reshape(1, -1),
+            1.0 / self.samples,
+            "joint",
+            self._label("weight"),
+        )
+
+    def weight_step(self, step: Tensor) -> Named:
+        return self.layer.weight_step(step) if self.layer.solves_weights else self._named(step)
+
+    def _named(self, step: Tensor) -> Named:
+        """One joint step by parameter name, in the order of ``block.trainable``."""
+        trainable = self.block.trainable
+        parts = torch.split(step[0], [p.numel() for p in trainable.values()])
+        return {k: d.view(p.shape) for (k, p), d in zip(trainable.items(), parts, strict=True)}
+
+    def input_problem(self, displacement: Tensor) -> LeastSquares:
+        known = self.layer.input_problem(displacement)
+        if known is not None:
+            return known
+        systems = 1 if self.layer.coupled else self.samples
+
+        def forward(step: Tensor) -> Tensor:
+            return self.layer.push(step.reshape(self.shape)).reshape(systems, -1)
+
+        def reverse(u: Tensor) -> Tensor:
+            return self.layer.pull(u.reshape(self.output.shape)).reshape(systems, -1)
+
+        return Operator(
+            forward,
+            reverse,
+            self.shape.numel() // systems,
+            displacement.reshape(systems, -1),
+            1.0,
+            "joint" if self.layer.coupled and self.samples > 1 else "sample",
+            self._label("input"),
+        )
+
+    def input_step(self, step: Tensor) -> Tensor:
+        return step.reshape(self.shape)
+
+    def _label(self, side: str) -> str:
+        kind = type(self.block.module).__name__
+        return f"the {side} problem of block {self.block.name!r} ({kind})"
+
+
+class ChainBlock(Block):
+    """Known layers, one after the other."""
+
+    def __init__(self, name: str, module: nn.Module, leaves: Sequence[nn.Module]) -> None:
+        super().__init__(name, module)
+        self.leaves = leaves
+        self.names = {id(p): key for key, p in self.trainable.items()}
+
+    def _linearise(self, z: Tensor, with_input: bool, parameters: Named | None) -> Linearisation:
+        with torch.no_grad():
+            layer = compose(self.leaves, z.detach(), Point(self.name, self.names, parameters))
+        return ChainLinearisation(self, z, layer)

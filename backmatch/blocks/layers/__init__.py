@@ -1,0 +1,44 @@
+"""The layers whose maps are known, by exact type."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor, nn
+
+from ..elementwise import is_diagonal
+from .base import LayerMap, Point
+from .chain import ChainMap
+from .diagonal import DiagonalMap
+
+__all__ = ["LayerMap", "Point", "compose", "is_known"]
+
+#: type -> (whether this instance's options are supported, how to build its map).
+Entry = tuple[Callable[[nn.Module], bool], Callable[[nn.Module, Tensor, Point], LayerMap]]
+KNOWN: dict[type[nn.Module], Entry] = {}
+
+
+def is_known(leaf: nn.Module) -> bool:
+    """Whether the leaf is diagonal, or of a known type with supported options."""
+    if is_diagonal(leaf):
+        return True
+    entry = KNOWN.get(type(leaf))
+    return entry is not None and entry[0](leaf)
+
+
+def compose(leaves: Sequence[nn.Module], z: Tensor, point: Point) -> LayerMap:
+    """The map of known leaves applied one after the other; diagonal runs become one map."""
+    maps: list[LayerMap] = []
+    run: list[nn.Module] = []
+    for leaf in [leaf for leaf in leaves if type(leaf) is not nn.Identity] or leaves:
+        if is_diagonal(leaf):
+            run.append(leaf)
+            continue
+        if run:
+            maps.append(DiagonalMap(run, z))
+            z, run = maps[-1].output, []
+        maps.append(KNOWN[type(leaf)][1](leaf, z, point))
+        z = maps[-1].output
+    if run:
+        maps.append(DiagonalMap(run, z))
+    return maps[0] if len(maps) == 1 else ChainMap(maps)
