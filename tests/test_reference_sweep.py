@@ -13,6 +13,7 @@ from torch import nn
 
 from backmatch import reference
 from backmatch.reference.jacobian import BlockMap
+from backmatch.reference.sweep import weight_systems
 
 
 # The reference reads class names and attributes only; these stand for the solvers of backmatch.
@@ -320,3 +321,27 @@ def test_unknown_options_are_refused():
             mlp(3, 3, 3)[:1] * 2, torch.ones(2, 3), lambda z: z.sum(),
             weights=Gradient(), inputs=LayerInverse(damping=0.1, clamp=1e-3),
         )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("count", "layers"),
+    [
+        (4, [nn.Conv2d(2, 4, 2)]),
+        (4, [nn.Tanh(), nn.Conv2d(2, 4, (1, 2), groups=2, bias=False), nn.ReLU()]),
+        (3, [nn.Conv2d(2, 3, 3, 2, "valid", dilation=(1, 2)), nn.Dropout(0.3), nn.Flatten()]),
+        (2, [nn.Conv2d(2, 2, (1, 3), padding="same")]),
+        (1, [nn.Conv2d(2, 2, 1), nn.AvgPool2d(2)]),
+        (1, [nn.Conv2d(2, 2, 1), nn.Linear(4, 2)]),
+        (1, [nn.Conv2d(2, 2, 3, padding=1, padding_mode="circular")]),
+    ],
+)
+def test_weight_systems_of_a_convolution_are_its_output_channels(count, layers):
+    torch.manual_seed(6)
+    f = BlockMap(nn.Sequential(*layers).double(), torch.randn(3, 2, 3, 5).double())
+    J, systems = f.weight_jacobian(f.zero_w, f.zero_z), weight_systems(f)
+    inside = np.zeros(J.shape, dtype=int)
+    for rows, columns in systems:
+        inside[np.ix_(rows, columns)] += 1
+    assert len(systems) == count
+    assert (inside.sum(1) == J.shape[1] // count).all()  # every row in one system
+    assert not J[inside == 0].any()

@@ -16,7 +16,8 @@ from .jacobian import BlockMap, is_coupled
 from .linalg import Array
 from .solve import Side, System, minimise
 
-#: Modules that act entry by entry (or only reshape): output units of a Linear stay apart.
+#: Modules that act entry by entry (or only reshape): units of a Linear, channels of a Conv2d, stay
+#: apart.
 ELEMENTWISE = (
     nn.ReLU, nn.LeakyReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.SiLU, nn.Softplus, nn.ELU,
     nn.Identity, nn.Flatten, nn.Dropout,
@@ -210,24 +211,37 @@ def _input_side(block: BlockMap, target: Array, d_w: Array, coupled: bool) -> Si
 
 
 def weight_systems(block: BlockMap) -> list[System]:
-    """One system per output unit for a Linear among elementwise modules, else one for the block.
+    """One system per output unit of a Linear, or output channel of a Conv2d, else one in all.
+
+    Only where that layer stands alone among elementwise and reshaping modules; a Conv2d must pad
+    with zeros. Rows are those of the block's output, (m, ..., units) after a Linear and
+    (m, channels, H, W) after a Conv2d, flattened or not.
 
     >>> f = BlockMap(nn.Sequential(nn.Linear(2, 3), nn.ReLU()).double(), torch.ones(1, 2).double())
     >>> [columns.tolist() for _, columns in weight_systems(f)]
     [[0, 1, 6], [2, 3, 7], [4, 5, 8]]
+    >>> f = BlockMap(nn.Conv2d(1, 2, 1).double(), torch.ones(1, 1, 1, 3).double())
+    >>> [(rows.tolist(), columns.tolist()) for rows, columns in weight_systems(f)]
+    [([0, 1, 2], [0, 2]), ([3, 4, 5], [1, 3])]
     """
     rows, columns = np.arange(block.out.numel()), np.arange(block.zero_w.size)
     leaves = list(_leaves(block.module))
-    linears = [leaf for leaf in leaves if type(leaf) is nn.Linear]
-    others = [leaf for leaf in leaves if type(leaf) is not nn.Linear]
-    if len(linears) != 1 or any(type(leaf) not in ELEMENTWISE for leaf in others):
+    layers = [leaf for leaf in leaves if type(leaf) not in ELEMENTWISE]
+    if len(layers) != 1:
         return [(rows, columns)]
-    units = linears[0].out_features
+    layer = layers[0]
+    if type(layer) is nn.Linear:
+        units, spread = layer.out_features, 1
+    elif type(layer) is nn.Conv2d and layer.padding_mode == "zeros":
+        units = layer.out_channels
+        spread = block.out.numel() // (block.m * units)  # H * W
+    else:
+        return [(rows, columns)]
     labels = block.unflatten(block.zero_w.copy())
-    for value in labels.values():  # weight (units, n_in) or bias (units,)
+    for value in labels.values():  # weight (units, ...) or bias (units,)
         value[...] = np.arange(units).reshape(-1, *[1] * (value.ndim - 1))
     unit = np.concatenate([np.zeros(0), *[value.ravel() for value in labels.values()]])
-    return [(rows[rows % units == j], columns[unit == j]) for j in range(units)]
+    return [(rows[rows // spread % units == j], columns[unit == j]) for j in range(units)]
 
 
 def _leaves(module: nn.Module) -> Iterable[nn.Module]:
