@@ -331,7 +331,7 @@ def test_unknown_options_are_refused():
         (3, [nn.Conv2d(2, 3, 3, 2, "valid", dilation=(1, 2)), nn.Dropout(0.3), nn.Flatten()]),
         (2, [nn.Conv2d(2, 2, (1, 3), padding="same")]),
         (1, [nn.Conv2d(2, 2, 1), nn.AvgPool2d(2)]),
-        (1, [nn.Conv2d(2, 2, 1), nn.Linear(4, 2)]),
+        (1, [nn.Conv2d(2, 2, 1), nn.Linear(5, 2)]),
         (1, [nn.Conv2d(2, 2, 3, padding=1, padding_mode="circular")]),
     ],
 )
