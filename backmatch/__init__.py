@@ -35,7 +35,9 @@ _PUBLIC: dict[str, str | None] = {
     "SolveRecord": "solvers",
     "Step": "sweep",
     "audit": "auditing",
+    "blocks": None,
     "linalg": None,
+    "models": None,
     "partition": "partitioning",
     "reference": None,
 }
@@ -43,7 +45,9 @@ _PUBLIC: dict[str, str | None] = {
 __all__ = [*sorted(_PUBLIC), "__version__"]
 
 if TYPE_CHECKING:
+    from . import blocks as blocks
     from . import linalg as linalg
+    from . import models as models
     from . import reference as reference
     from .auditing import audit as audit
     from .errors import (

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from torch import nn
-from torch.nn.modules import module as _globals
 
 from .base import Block, Linearisation, Named
 from .chain import ChainBlock
 from .elementwise import DiagonalBlock, is_diagonal
 from .generic import GenericBlock
 from .layers import is_known
+from .leaves import is_plain, leaves_of
 from .linear import LinearBlock
 from .replay import Snapshot, transaction
-from .unwrap import has_behaviour, unwrapped
+from .residual import Residual
+from .unwrap import unwrapped
 
 __all__ = [
     "Block",
     "Linearisation",
     "Named",
+    "Residual",
     "Snapshot",
     "adapt",
     "leaves_of",
@@ -29,7 +31,7 @@ __all__ = [
 def adapt(name: str, module: nn.Module) -> Block:
     """The block for a module, as its hooks, types and frozen parameters are now."""
     leaves = leaves_of(module)
-    if leaves is None or not all(_is_plain(leaf) for leaf in leaves):
+    if leaves is None or not all(is_plain(leaf) for leaf in leaves):
         return GenericBlock(name, module)
     layers = [i for i, leaf in enumerate(leaves) if not is_diagonal(leaf)]
     if not layers:
@@ -52,31 +54,3 @@ def _composite(name: str, module: nn.Module, leaves: list[nn.Module]) -> Block:
     if all(is_known(leaf) for leaf in leaves) and len(set(owned)) == len(owned):
         return ChainBlock(name, module, leaves)
     return GenericBlock(name, module)
-
-
-def leaves_of(module: nn.Module) -> list[nn.Module] | None:
-    """The modules of nested plain Sequentials in order; ``None`` where one is not plain."""
-    module = unwrapped(module)
-    if type(module) is not nn.Sequential:
-        return [module]
-    if not _is_plain(module):
-        return None
-    found: list[nn.Module] = []
-    # Not .children(): that leaves out a module that stands twice.
-    for child in module._modules.values():
-        inner = None if child is None else leaves_of(child)
-        if inner is None:
-            return None
-        found += inner
-    return found
-
-
-def _is_plain(module: nn.Module) -> bool:
-    """No hooks, no replaced forward: calling it runs its class's forward, compiled or not."""
-    return not (
-        has_behaviour(module)
-        or _globals._global_forward_hooks
-        or _globals._global_forward_pre_hooks
-        or _globals._global_backward_hooks
-        or _globals._global_backward_pre_hooks
-    )

@@ -7,9 +7,11 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 
 from ..elementwise import is_diagonal
+from ..residual import Residual
 from .base import LayerMap, Point
 from .chain import ChainMap
 from .diagonal import DiagonalMap
+from .residual import ResidualMap, is_transparent
 
 __all__ = ["LayerMap", "Point", "compose", "is_known"]
 
@@ -42,3 +44,10 @@ def compose(leaves: Sequence[nn.Module], z: Tensor, point: Point) -> LayerMap:
     if run:
         maps.append(DiagonalMap(run, z))
     return maps[0] if len(maps) == 1 else ChainMap(maps)
+
+
+# A Residual is made of leaves of this very table.
+KNOWN[Residual] = (
+    lambda module: is_transparent(module, is_known),
+    lambda module, z, point: ResidualMap(module, z, point, compose),
+)
