@@ -100,5 +100,8 @@ def _halved(
 def _phi(problem: LeastSquares, damping: Resolved | None, d: Tensor) -> Tensor:
     """phi of every independent system (samples with several positions count as one)."""
     shift = 0.0 if damping is None else damping.per_system()
-    values = problem.scale * problem.residual.square().sum(-1) + shift * d.square().sum(-1)
+    squares = problem.residual.square().sum(-1)
+    if problem.outside is not None:
+        squares = squares + problem.outside
+    values = problem.scale * squares + shift * d.square().sum(-1)
     return values.reshape(-1, problem.cut_group).sum(-1) / 2

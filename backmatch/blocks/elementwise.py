@@ -15,9 +15,14 @@ RESHAPES = (nn.Flatten, nn.Unflatten, nn.Identity)
 
 #: out[i] depends on in[i] only (dropout: on the mask it drew as well).
 ELEMENTWISE = (
+    nn.AlphaDropout,
     nn.CELU,
     nn.Dropout,
+    nn.Dropout1d,
+    nn.Dropout2d,
+    nn.Dropout3d,
     nn.ELU,
+    nn.FeatureAlphaDropout,
     nn.GELU,
     nn.Hardshrink,
     nn.Hardsigmoid,
@@ -66,8 +71,8 @@ def apply_diagonal(
     if all(type(leaf) in RESHAPES for leaf in leaves):
         with_slopes = False
     start = z.detach().requires_grad_(with_slopes)
-    out = start.clone() if leaves else start
     with torch.set_grad_enabled(with_slopes):
+        out = start.clone() if leaves else start
         for leaf in leaves:
             # Plain leaves have no hooks; a compiled one is taken uncompiled.
             out = leaf.forward(out)

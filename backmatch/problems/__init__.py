@@ -1,17 +1,25 @@
 """Types of least-squares problems that a block's two sides take."""
 
 from .base import Direct, LeastSquares, Preconditioner
+from .batch_norm import BatchNormInputs
 from .dense import DenseBatch
 from .diagonal import Diagonal
+from .kronecker import Kronecker
+from .layer_norm import LayerNormInputs
 from .operator import Operator
+from .scale_shift import ScaleShift
 from .scaled_gram import ScaledGram
 
 __all__ = [
+    "BatchNormInputs",
     "DenseBatch",
     "Diagonal",
     "Direct",
+    "Kronecker",
+    "LayerNormInputs",
     "LeastSquares",
     "Operator",
     "Preconditioner",
+    "ScaleShift",
     "ScaledGram",
 ]

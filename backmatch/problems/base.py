@@ -48,6 +48,9 @@ class LeastSquares(ABC):
         cut_group: number of consecutive systems that are one system of the specification, as the
             positions of one sample are: they share the largest singular value of the rank cut,
             and the step-halving of Gauss-Newton.
+        outside: the part of |r|^2 that ``residual`` leaves out because no step changes it, shape
+            (systems,); ``None`` for nothing. Equivalent problems have it: they keep J^T J and
+            J^T r only, but what lies outside the range differs between linearisations.
     """
 
     residual: Tensor
@@ -55,6 +58,7 @@ class LeastSquares(ABC):
     structure: str
     damping_group: int = 1
     cut_group: int = 1
+    outside: Tensor | None = None
 
     @property
     def systems(self) -> int:

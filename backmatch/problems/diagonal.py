@@ -1,4 +1,4 @@
-"""Elementwise activation alone: a diagonal Jacobian per sample, solved in closed form."""
+"""A diagonal J or J^T J per sample, solved in closed form: activations alone, max pooling."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ class Diagonal(LeastSquares):
     residual: Tensor
     scale: float = 1.0
     structure: str = "sample"
+    outside: Tensor | None = None
 
     @property
     def unknowns(self) -> int:

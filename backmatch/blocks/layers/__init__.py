@@ -9,15 +9,31 @@ from torch import Tensor, nn
 from ..elementwise import is_diagonal
 from ..residual import Residual
 from .base import LayerMap, Point
+from .batch_norm import batch_norm, supports_batch_norm
 from .chain import ChainMap
 from .diagonal import DiagonalMap
+from .group_norm import group_norm, layer_norm, supports_norm
+from .pool import pool, supports_pool
 from .residual import ResidualMap, is_transparent
 
 __all__ = ["LayerMap", "Point", "compose", "is_known"]
 
 #: type -> (whether this instance's options are supported, how to build its map).
 Entry = tuple[Callable[[nn.Module], bool], Callable[[nn.Module, Tensor, Point], LayerMap]]
-KNOWN: dict[type[nn.Module], Entry] = {}
+KNOWN: dict[type[nn.Module], Entry] = {
+    nn.AdaptiveAvgPool1d: (supports_pool, pool),
+    nn.AdaptiveAvgPool2d: (supports_pool, pool),
+    nn.AdaptiveMaxPool1d: (supports_pool, pool),
+    nn.AdaptiveMaxPool2d: (supports_pool, pool),
+    nn.AvgPool1d: (supports_pool, pool),
+    nn.AvgPool2d: (supports_pool, pool),
+    nn.BatchNorm1d: (supports_batch_norm, batch_norm),
+    nn.BatchNorm2d: (supports_batch_norm, batch_norm),
+    nn.GroupNorm: (supports_norm, group_norm),
+    nn.LayerNorm: (supports_norm, layer_norm),
+    nn.MaxPool1d: (supports_pool, pool),
+    nn.MaxPool2d: (supports_pool, pool),
+}
 
 
 def is_known(leaf: nn.Module) -> bool:
