@@ -15,7 +15,7 @@ import torch
 
 from backmatch.training import data
 from backmatch.training.failures import UsageError
-from backmatch.training.models import MODELS
+from backmatch.training.models import IMAGE_MODELS
 from backmatch.training.optimizers import OPTIMIZERS
 from backmatch.training.options import DATA
 from backmatch.training.options import MODELS as MODEL_NAMES
@@ -47,14 +47,14 @@ def refused(source: str) -> str:
 
 def test_the_options_name_what_there_is() -> None:
     assert set(data._SOURCES) == set(DATA)
-    assert set(MODELS) == set(MODEL_NAMES)
+    assert {"mlp", *IMAGE_MODELS} == set(MODEL_NAMES)
     assert set(OPTIMIZERS) == set(OPTIMIZER_NAMES)
 
 
 def test_digits_split() -> None:
     digits = data.load("digits", torch.float64)
-    assert digits.x_train.shape == (1437, 64)
-    assert digits.x_test.shape == (360, 64)
+    assert digits.x_train.shape == (1437, 1, 8, 8)
+    assert digits.x_test.shape == (360, 1, 8, 8)
     assert (float(digits.x_train.min()), float(digits.x_train.max())) == (0.0, 1.0)
     assert digits.classes == 10
     counts = torch.bincount(digits.y_test)

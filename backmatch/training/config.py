@@ -32,14 +32,14 @@ MATCHING_ONLY = (
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Every option of a run with its final value; ``None`` where the method has no use for it.
+    """Every option of a run with its final value; ``None`` where model or method do not read it.
 
     ``device`` and ``threads`` are settled (``auto`` and ``None`` replaced) when the run starts.
     """
 
     data: str
     model: str
-    hidden: list[int]
+    hidden: list[int] | None
     method: str
     blocks: str | None
     weights: str | None
@@ -84,9 +84,17 @@ def resolve(*levels: Mapping[str, Any]) -> TrainConfig:
             raise ValueError(f"{BY_NAME[unused[0]].flag} has no effect with --method bp; drop it")
     else:
         _fill_matching(values, given)
+    _fill_model(values, given)
     _fill_optimizer(values)
     del values["damping"]
     return TrainConfig(**values)
+
+
+def _fill_model(values: dict[str, Any], given: Mapping[str, Any]) -> None:
+    if values["model"] == "mlp":
+        values["hidden"] = given.get("hidden", [128, 128])
+    elif "hidden" in given:
+        raise ValueError(f"--hidden has no effect with --model {values['model']}; drop it")
 
 
 def _fill_matching(values: dict[str, Any], given: Mapping[str, Any]) -> None:

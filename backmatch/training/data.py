@@ -94,7 +94,7 @@ def _digits() -> tuple[Array, Array, Array, Array]:
     x_train, x_test, y_train, y_test = train_test_split(
         x / 16.0, y, test_size=360, random_state=0, stratify=y
     )
-    return x_train, y_train, x_test, y_test
+    return x_train.reshape(-1, 1, 8, 8), y_train, x_test.reshape(-1, 1, 8, 8), y_test
 
 
 def _synthetic() -> tuple[Array, Array, Array, Array]:

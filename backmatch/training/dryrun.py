@@ -4,30 +4,42 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ..errors import BackMatchError
-from ..matching import BackMatching
 from ..partitioning import partition
-from ..solvers import Gradient, SolveRecord
+from ..solvers import SolveRecord
+from ..sweep import Step
 from . import methods
 from .config import TrainConfig
 from .data import batches
 from .failures import RunError
 from .loop import Trainer
-from .peak_memory import peak_bytes
+from .methods import Method
+from .peak_memory import PeakMemory
 from .progress import say
 from .run import create_trainer, settle
+from .watched import Watch, span_name
 
-#: A time is the median over this many repeats, after one that is not counted.
+#: A time is the median over this many repeats, after a first one that does not count.
 REPEATS = 5
+#: A first one that takes this many seconds counts, and is not repeated.
+SLOW = 1.0
 
 _HEAD = ("block", "parameters", "side", "solver", "systems", "unknowns", "time", "peak memory")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds of a whole step, how often it was timed, and its peak of memory in bytes."""
+
+    seconds: float
+    repeats: int
+    peak: int
 
 
 def show_step(config: TrainConfig) -> int:
@@ -35,77 +47,89 @@ def show_step(config: TrainConfig) -> int:
     trainer = create_trainer(settle(config))
     config, data = trainer.config, trainer.data
     x, y = next(batches(data, batch_size=config.batch_size, seed=config.seed, epoch=0, start=0))
+    per_epoch = trainer.total // config.epochs
     say(
         f"{config.method}, {config.model} on {config.data}: batch {config.batch_size}, "
-        f"{trainer.total // config.epochs} steps an epoch, {config.device}, {config.dtype}"
+        f"{per_epoch} steps an epoch, {config.device}, {config.dtype}"
     )
     try:
-        if config.method == "backmatch":
-            _show_table([_HEAD, *_rows(trainer, x, y)])
-        milliseconds, size = _measure(lambda: trainer.method(x, y), x.device)
+        cost = _show_cost(trainer, x, y)
     except BackMatchError as error:
         raise RunError(f"the step failed: {error}") from error
     parameters = sum(p.numel() for p in trainer.model.parameters())
-    say(f"whole step: {parameters} parameters, {milliseconds:.2f} ms, {_size(size)} at peak")
+    how = "timed once" if cost.repeats == 1 else f"median of {cost.repeats}"
+    say(
+        f"whole step: {parameters} parameters, {_time(cost.seconds)} ({how}), "
+        f"{_size(cost.peak)} at peak"
+    )
+    say(f"an epoch of {per_epoch} steps: about {_time(per_epoch * cost.seconds)}")
     return 0
 
 
-def _rows(trainer: Trainer, x: Tensor, y: Tensor) -> Iterator[tuple[str, ...]]:
-    config = trainer.config
-    step = methods.create_matcher(trainer.model, config).backward(
-        x, lambda output: cross_entropy(output, y), keep=True
-    )
-    weights, inputs = methods.solvers(config)
-    blocks = partition(trainer.model, by=methods.settled(config.blocks))
-    z = x
-    for block, report in zip(blocks, step.blocks, strict=True):
-        target = report.displacement
-        assert target is not None
-        own = sum(p.numel() for p in block.parameters())
-        if report.weight is not None:
-            alone = BackMatching([block], weights=weights, inputs=Gradient())
-            cost = _cost(alone, z, target)
-            yield report.name, str(own), "weights", *_solve(report.weight), *cost
-        if report.input is not None:
-            with _frozen(block):
-                alone = BackMatching([nn.Identity(), block], weights=Gradient(), inputs=inputs)
-                cost = _cost(alone, z, target)
-            yield report.name, str(own), "inputs", *_solve(report.input), *cost
-        with torch.no_grad():
-            z = block(z)
+def _show_cost(trainer: Trainer, x: Tensor, y: Tensor) -> Cost:
+    watch = Watch(x.device)
+    if trainer.config.method != "backmatch":
+        return _cost(trainer, trainer.method, watch, x, y)
+    matcher = methods.create_matcher(trainer.model, trainer.config, watch.choice)
+    steps: list[Step] = []
+
+    def method(x: Tensor, y: Tensor) -> methods.Result:
+        steps.append(matcher.backward(x, lambda output: cross_entropy(output, y)))
+        return methods.Result(float(steps[-1].loss), steps[-1].output)
+
+    cost = _cost(trainer, method, watch, x, y)
+    blocks = partition(trainer.model, by=methods.settled(trainer.config.blocks))
+    _show_table([_HEAD, *_rows(blocks, steps[0], watch, cost.repeats)])
+    return cost
 
 
-def _cost(alone: BackMatching, z: Tensor, target: Tensor) -> tuple[str, str]:
-    # A loss whose gradient asks for just this displacement: one problem of one block remains.
-    def loss(output: Tensor) -> Tensor:
-        return -(target * output).sum() / len(output)
+def _cost(trainer: Trainer, method: Method, watch: Watch, x: Tensor, y: Tensor) -> Cost:
+    """Time steps as a run takes them, then measure the memory of one more."""
 
-    milliseconds, size = _measure(lambda: alone.backward(z, loss), z.device)
-    return f"{milliseconds:.2f} ms", _size(size)
+    def run() -> float:
+        began = time.perf_counter()
+        watch.begin_step()
+        trainer.optimizer.zero_grad()
+        method(x, y)
+        watch.synchronize()
+        return time.perf_counter() - began
+
+    times = [run()]
+    if times[0] < SLOW:
+        times = [run() for _ in range(REPEATS)]
+    else:
+        say(f"the first step took {_time(times[0])}; one more measures its memory")
+    with PeakMemory(x.device) as watch.memory:
+        run()
+    seconds = statistics.median(times) + _optimizer_seconds(trainer, watch)
+    return Cost(seconds, len(times), watch.memory.total)
 
 
-def _measure(work: Callable[[], object], device: torch.device) -> tuple[float, int]:
-    size = peak_bytes(work, device)  # first: it warms up, and takes no time that counts
+def _optimizer_seconds(trainer: Trainer, watch: Watch) -> float:
+    """The update itself; last, as it moves the weights."""
     times = []
     for _ in range(REPEATS):
         began = time.perf_counter()
-        work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        trainer.optimizer.step()
+        watch.synchronize()
         times.append(time.perf_counter() - began)
-    return 1e3 * statistics.median(times), size
+    return statistics.median(times)
 
 
-@contextmanager
-def _frozen(block: nn.Module) -> Iterator[None]:
-    trainable = [p for p in block.parameters() if p.requires_grad]
-    for parameter in trainable:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in trainable:
-            parameter.requires_grad_(True)
+def _rows(
+    blocks: list[nn.Module], step: Step, watch: Watch, repeats: int
+) -> Iterator[tuple[str, ...]]:
+    assert watch.memory is not None
+    for block, report in zip(blocks, step.blocks, strict=True):
+        parameters = str(sum(p.numel() for p in block.parameters()))
+        for side, record in (("weights", report.weight), ("inputs", report.input)):
+            if record is not None:
+                problem = (report.name, side)
+                # The last entry is of the step that measured memory, a cold first one the first.
+                seconds = statistics.median(watch.seconds[problem][-1 - repeats : -1])
+                peak = watch.memory.spans[span_name(problem)]
+                cost = (_time(seconds), _size(peak))
+                yield report.name, parameters, side, *_solve(record), *cost
 
 
 def _solve(record: SolveRecord) -> tuple[str, str, str]:
@@ -113,6 +137,10 @@ def _solve(record: SolveRecord) -> tuple[str, str, str]:
     if record.iterations:
         name += f" ({record.iterations} iterations)"
     return name, f"{record.systems} x {record.structure}", str(record.unknowns)
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{1e3 * seconds:.2f} ms"
 
 
 def _size(size: int) -> str:

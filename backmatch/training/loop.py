@@ -22,8 +22,8 @@ from .methods import Method
 from .progress import Progress
 from .rundir import RunFolder
 
-#: Test samples per forward pass: bounds the memory of an evaluation.
-EVALUATION_CHUNK = 4096
+#: Test samples per forward pass, and numbers in them: bounds the memory of an evaluation.
+EVALUATION_CHUNK, EVALUATION_NUMBERS = 4096, 2**20
 
 
 @dataclass
@@ -133,9 +133,11 @@ class Trainer:
         self.model.eval()
         loss, correct = 0.0, 0
         count = len(self.data.x_test)
-        for start in range(0, count, EVALUATION_CHUNK):
-            x = self.data.x_test[start : start + EVALUATION_CHUNK]
-            y = self.data.y_test[start : start + EVALUATION_CHUNK]
+        fitting = max(EVALUATION_NUMBERS // self.data.x_test[0].numel(), 1)
+        chunk = min(EVALUATION_CHUNK, fitting)
+        for start in range(0, count, chunk):
+            x = self.data.x_test[start : start + chunk]
+            y = self.data.y_test[start : start + chunk]
             output = self.model(x)
             loss += float(cross_entropy(output, y, reduction="sum"))
             correct += int((output.argmax(1) == y).sum())

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ..errors import NonFiniteError
-from ..matching import BackMatching
+from ..matching import BackMatching, SolverChoice
 from ..partitioning import partition
-from ..solvers import CG, Auto, Cholesky, Gradient, Relative, Scalar
+from ..solvers import CG, Auto, Cholesky, Gradient, Relative, Scalar, Solver
 from ..sweep import Step
 from .config import TrainConfig
 
@@ -26,6 +26,9 @@ class Result:
     output: Tensor
     log: dict[str, Any] = field(default_factory=dict)
 
+
+#: Side and its solver -> what :class:`BackMatching` takes for that side.
+Choice = Callable[[str, Solver], SolverChoice]
 
 #: Fills ``.grad`` of the model's parameters from inputs and labels.
 Method = Callable[[Tensor, Tensor], Result]
@@ -44,9 +47,17 @@ def create(model: nn.Sequential, config: TrainConfig) -> Method:
     return lambda x, y: _back_match(matcher, x, y)
 
 
-def create_matcher(model: nn.Sequential, config: TrainConfig) -> BackMatching:
-    """The matcher that the options of a back-matching run describe."""
+def create_matcher(
+    model: nn.Sequential, config: TrainConfig, choice: Choice | None = None
+) -> BackMatching:
+    """The matcher that the options of a back-matching run describe.
+
+    Args:
+        choice: what to make of each side's solver, for whoever watches them.
+    """
     weights, inputs = solvers(config)
+    if choice is not None:
+        weights, inputs = choice("weights", weights), choice("inputs", inputs)
     return BackMatching(
         partition(model, by=settled(config.blocks)),
         weights=weights,

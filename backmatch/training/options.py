@@ -18,7 +18,17 @@ Reader = Callable[[Any], Any]
 
 DATA = ("digits", "synthetic")
 LATER_DATA = ("cifar10", "cifar100")
-MODELS = ("mlp",)
+MODELS = (
+    "mlp",
+    "cnn",
+    "vgg11",
+    "vgg13",
+    "vgg16",
+    "vgg11_bn",
+    "vgg13_bn",
+    "vgg16_bn",
+    "resnet20",
+)
 METHODS = ("backmatch", "bp")
 SOLVERS = ("auto", "cholesky", "cg", "scalar", "gradient")
 OPTIMIZERS = ("sgd", "adam", "adamw", "rmsprop")
@@ -163,15 +173,19 @@ OPTIONS: tuple[Option, ...] = (
         "digits",
     ),
     Option(
-        "model", _DATA, "network; default mlp (Linear + ReLU)", default="mlp", **_choices(MODELS)
+        "model",
+        _DATA,
+        "network; mlp (Linear + ReLU) takes any data, the others images: cnn (small, batch norm) "
+        "and resnet20 of 5x5 and more, vgg (bn: with batch norm) of 32x32; default mlp",
+        default="mlp",
+        **_choices(MODELS),
     ),
     Option(
         "hidden",
         _DATA,
-        "sizes of the hidden layers, or none; default 128,128",
+        "sizes of the hidden layers of mlp, or none; default 128,128",
         "N,N,..",
         widths,
-        [128, 128],
     ),
     Option(
         "method",
@@ -184,7 +198,8 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "blocks",
         _METHOD,
-        "a block is a Linear with its activation, or every layer is one; default activation",
+        "a block is a Linear or convolution with the norm, activation and pooling after it, or "
+        "every layer is one (a residual block always is); default activation",
         **_choices(("activation", "layer")),
     ),
     Option("weights", _METHOD, "solver of the weight problems; default auto", **_choices(SOLVERS)),

@@ -10,13 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import checkpoint, data, methods, progress
+from . import checkpoint, data, methods, models, progress
 from .config import TrainConfig
 from .failures import RunError, UsageError
 from .files import write_atomic
 from .interrupts import Interrupts
 from .loop import Trainer, versions
-from .models import MODELS
 from .optimizers import OPTIMIZERS
 from .rundir import CURVES, METRICS, RunFolder, default_folder
 
@@ -62,9 +61,10 @@ def create_trainer(config: TrainConfig) -> Trainer:
     """Data, model, optimizer and method of a run at step 0.
 
     Raises:
-        UsageError: the data is unusable or smaller than one batch.
+        UsageError: the data is unusable, smaller than one batch, or none that the model takes.
     """
     dataset = data.load(config.data, getattr(torch, config.dtype))
+    dataset = models.fitted(config.model, config.data, dataset)
     samples = len(dataset.x_train)
     if samples < config.batch_size:
         raise UsageError(
@@ -81,7 +81,7 @@ def create_trainer(config: TrainConfig) -> Trainer:
 
 def create_model(config: TrainConfig, dataset: data.Dataset) -> nn.Sequential:
     """The network for a data set, on the run's device and in its dtype."""
-    model = MODELS[config.model](dataset.x_train.shape[1:], config.hidden, dataset.classes)
+    model = models.create(config.model, dataset, config.hidden)
     return model.to(torch.device(config.device), getattr(torch, config.dtype))
 
 
