@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import functools
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from cases import Net, frozen, in_eval
+from cases import Net
+from residual_cases import CASES, around, mlp_body
 from torch import nn
 from torch.nn.utils import parametrizations
 
@@ -22,120 +24,6 @@ from backmatch.blocks.layers import Point, compose
 ORDERS = ("simultaneous", "sequential")
 
 
-def mlp_body(n_in: int = 5, n_out: int = 5) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(n_in, 6), nn.Tanh(), nn.Linear(6, n_out))
-
-
-def norm_body() -> nn.Sequential:
-    return nn.Sequential(
-        nn.Linear(5, 6, bias=False), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 5),
-        nn.BatchNorm1d(5),
-    )  # fmt: skip
-
-
-def conv_residual() -> Residual:
-    body = nn.Sequential(
-        nn.Conv2d(2, 3, 3, 2, padding=1, bias=False), nn.BatchNorm2d(3), nn.ReLU(inplace=True),
-        nn.Conv2d(3, 3, 3, padding=1, bias=False), nn.BatchNorm2d(3),
-    )  # fmt: skip
-    shortcut = nn.Sequential(nn.Conv2d(2, 3, 1, 2, bias=False), nn.BatchNorm2d(3))
-    return Residual(body, shortcut, nn.ReLU(inplace=True))
-
-
-def nested() -> Residual:
-    inner = Residual(nn.Sequential(nn.Tanh(), nn.Linear(5, 5)), activation=nn.LeakyReLU(0.2))
-    return Residual(nn.Sequential(nn.Linear(5, 5), nn.Sequential(inner)), activation=nn.ReLU())
-
-
-def in_place() -> Residual:
-    body = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(5, 4))
-    shortcut = nn.Sequential(nn.LeakyReLU(0.3, inplace=True), nn.Linear(5, 4, bias=False))
-    return Residual(body, shortcut, nn.SiLU(inplace=True))
-
-
-def around(make: Any, n_out: int = 5) -> Any:
-    return lambda: [nn.Linear(4, 5), make(), nn.Linear(n_out, 3)]
-
-
-CASES = {
-    net.name: net
-    for net in [
-        Net("identity", around(lambda: Residual(mlp_body())), (6, 4), seed=1),
-        Net("activation", around(lambda: Residual(nn.Linear(5, 5), activation=nn.ReLU())), (6, 4)),
-        Net(
-            "projection",
-            around(lambda: Residual(mlp_body(5, 4), nn.Linear(5, 4, bias=False), nn.SiLU()), 4),
-            (6, 4),
-            seed=2,
-        ),
-        Net("nested", around(nested), (6, 4), seed=3),
-        Net("in-place", around(in_place, 4), (6, 4), seed=4),
-        Net("parameterless", around(lambda: Residual(nn.Tanh(), activation=nn.ReLU())), (6, 4)),
-        Net("bottom", lambda: [Residual(mlp_body()), nn.Linear(5, 3)], (6, 5), seed=5),
-        Net(
-            "one-leaf-of-many",
-            around(lambda: nn.Sequential(nn.Tanh(), Residual(mlp_body()), nn.ReLU(inplace=True))),
-            (6, 4),
-            seed=6,
-        ),
-        Net(
-            "dropout",
-            around(
-                lambda: Residual(
-                    nn.Sequential(nn.Linear(5, 5), nn.Dropout(0.4)), nn.Dropout(0.3), nn.Tanh()
-                )
-            ),
-            (6, 4),
-            seed=7,
-        ),
-        Net(
-            "frozen-parts",
-            lambda: frozen(
-                [nn.Linear(4, 5), Residual(mlp_body(), nn.Linear(5, 5)), nn.Linear(5, 3)],
-                "1.body.0.weight",
-                "1.shortcut.bias",
-            ),
-            (6, 4),
-            seed=8,
-        ),
-        Net(
-            "frozen-body",
-            lambda: frozen(
-                [nn.Linear(4, 5), Residual(nn.Linear(5, 5), nn.Linear(5, 5)), nn.Linear(5, 3)],
-                "1.body.weight",
-                "1.body.bias",
-            ),
-            (6, 4),
-            seed=9,
-        ),
-        Net(
-            "batch-norm",
-            around(lambda: Residual(norm_body(), activation=nn.ReLU())),
-            (7, 4),
-            coupled=True,
-            seed=10,
-        ),
-        Net(
-            "batch-norm-eval",
-            lambda: in_eval([nn.Linear(4, 5), Residual(norm_body()), nn.Linear(5, 3)]),
-            (6, 4),
-            seed=11,
-        ),
-        Net(
-            "conv",
-            lambda: [
-                nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.ReLU()),
-                conv_residual(),
-                nn.Sequential(nn.Flatten(), nn.Linear(12, 3)),
-            ],
-            (3, 1, 4, 4),
-            coupled=True,
-            seed=12,
-        ),
-    ]
-}
-
-
 def check(net: Net, solver: Any, tolerance: float = 1e-8, **options: Any) -> None:
     """Every displacement and step against the dense reference."""
     blocks, x, loss = net.make()
@@ -145,12 +33,15 @@ def check(net: Net, solver: Any, tolerance: float = 1e-8, **options: Any) -> Non
     matcher = bm.BackMatching(blocks, weights=solver, inputs=solver, **options)
     step = matcher.backward(x, loss, keep=True)
     assert torch.equal(torch.get_rng_state(), state)
+    # What an exact sequential step leaves is rounding, times pinv(J) of the blocks below.
+    least = 1e-1 if options.get("order") == "sequential" else 1e-6
+    floor = least * max(np.abs(block.displacement).max() for block in want.blocks)
     for got, block in zip(step.blocks, want.blocks, strict=True):
         pairs = [(got.displacement, block.displacement)]
         pairs += [(got.weight_step[name], value) for name, value in block.weight_step.items()]
         if block.input_step is not None:
             pairs.append((got.input_step, block.input_step))
-        size = max(np.abs(value).max(initial=0.0) for _, value in pairs) or 1.0
+        size = max(floor, *(np.abs(value).max(initial=0.0) for _, value in pairs))
         for tensor, value in pairs:
             assert np.abs(tensor.numpy() - value).max(initial=0.0) < tolerance * size, block.name
 
@@ -158,9 +49,8 @@ def check(net: Net, solver: Any, tolerance: float = 1e-8, **options: Any) -> Non
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("name", CASES)
 def test_dense_reference(name: str, order: str) -> None:
-    for damping in (1e-3, bm.Relative(0.1)):
+    for damping in (0.0, 1e-3, bm.Relative(0.1)):
         check(CASES[name], bm.Auto(damping), order=order)
-    check(CASES[name], bm.Auto(0.0), order=order, tolerance=1e-7)
 
 
 @pytest.mark.parametrize("name", ["projection", "nested", "batch-norm", "conv"])
@@ -178,8 +68,8 @@ class ByHand(nn.Module):
         self.body, self.shortcut, self.activation = parts.body, parts.shortcut, parts.activation
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
-        skip = z if self.shortcut is None else self.shortcut(z.clone())
-        total = self.body(z.clone()) + skip
+        total = self.body(z.clone())
+        total = total + (z if self.shortcut is None else self.shortcut(z.clone()))
         return total if self.activation is None else self.activation(total)
 
 
@@ -221,21 +111,36 @@ def test_buffers_are_those_of_one_plain_forward_pass(name: str, order: str) -> N
 
 @pytest.mark.parametrize("name", CASES)
 def test_products_are_those_of_autograd(name: str) -> None:
-    torch.manual_seed(0)
     blocks, x, _ = CASES[name].make()
     at = next(i for i, b in enumerate(blocks) if any(isinstance(m, Residual) for m in b.modules()))
-    block = blocks[at]
-    z = nn.Sequential(*copy.deepcopy(blocks[:at]))(x).detach() if at else x
-    z = z + 0.01 * torch.randn_like(z)
-    names = {id(p): n for n, p in block.named_parameters() if p.requires_grad}
+    block, z = blocks[at], nn.Sequential(*copy.deepcopy(blocks[:at]))(x).detach()
+    trainable = {n: p for n, p in block.named_parameters() if p.requires_grad}
+    leaves = list(block) if isinstance(block, nn.Sequential) else [block]
     state = torch.get_rng_state()
-    layer = compose(
-        list(block) if isinstance(block, nn.Sequential) else [block], z, Point("0", names, None)
-    )
+    layer = compose(leaves, z, Point("0", {id(p): n for n, p in trainable.items()}, None))
     torch.set_rng_state(state)
-    out = block(z.clone().requires_grad_())
+    leaf = z.clone().requires_grad_()
+    out = block(leaf)
     assert torch.allclose(out.detach(), layer.output, rtol=1e-12, atol=1e-12)
-    assert layer.parameters.keys() == set(names.values())
+    u, dz = torch.randn_like(out), torch.randn_like(z)
+    step = {n: torch.randn_like(p) for n, p in trainable.items()}
+    dw = sum((d * g).sum() for d, g in zip(step.values(), _vjp(out, trainable, u), strict=True))
+    if trainable:
+        assert float((layer.push_parameters(step) * u).sum()) == pytest.approx(float(dw))
+        pulled = layer.pull_parameters(u)
+        assert pulled.keys() == trainable.keys()
+        for grad, key in zip(_vjp(out, trainable, u), trainable, strict=True):
+            assert torch.allclose(pulled[key], grad, rtol=1e-9, atol=1e-12), key
+    (grad,) = torch.autograd.grad(out, leaf, u)
+    assert torch.allclose(layer.pull(u), grad, rtol=1e-9, atol=1e-12)
+    assert float((layer.push(dz) * u).sum()) == pytest.approx(float((grad * dz).sum()))
+
+
+def _vjp(
+    out: torch.Tensor, trainable: dict[str, nn.Parameter], u: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
+    parameters = list(trainable.values())
+    return torch.autograd.grad(out, parameters, u, retain_graph=True) if parameters else ()
 
 
 def parts(block: nn.Module) -> type:
@@ -330,18 +235,19 @@ def test_forward_keeps_its_input() -> None:
     assert torch.equal(out, torch.relu(residual.body[1](torch.relu(before)) + before))
 
 
+def sweep(block: nn.Module, x: torch.Tensor) -> None:
+    bm.BackMatching([block]).backward(x, lambda z: z.sum())
+
+
 @pytest.mark.parametrize("route", ["plain", "structured", "generic"])
 def test_shapes_that_differ(route: str) -> None:
     residual = Residual(nn.Sequential(nn.Linear(5, 1)))
     told = r"same shape, got \(6, 1\) from the body and \(6, 5\) from the shortcut"
+    if route == "generic":
+        residual.body[0].register_forward_hook(lambda *_: None)
+    run = residual if route == "plain" else functools.partial(sweep, residual)
     with pytest.raises(ValueError, match=told):
-        if route == "plain":
-            residual(torch.zeros(6, 5))
-        elif route == "structured":
-            bm.BackMatching([residual]).backward(torch.zeros(6, 5), lambda z: z.sum())
-        else:
-            residual.body[0].register_forward_hook(lambda *_: None)
-            bm.BackMatching([residual]).backward(torch.zeros(6, 5), lambda z: z.sum())
+        run(torch.zeros(6, 5))
 
 
 @pytest.mark.parametrize(
