@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from ..problems import LeastSquares, ScaledGram
+from ..problems import LeastSquares
 from .replay import Replay
 
 #: Steps or parameters of a block, by the names of ``block.named_parameters()``.
@@ -39,11 +39,11 @@ class Linearisation(ABC):
     def input_step(self, step: Tensor) -> Tensor:
         """(systems, n) -> shape of z."""
 
-    def affine_problem(self, displacement: Tensor, clamp: float) -> ScaledGram:
+    def affine_problem(self, displacement: Tensor, clamp: float) -> LeastSquares:
         """The affine part's input problem once the activation is inverted."""
         raise ValueError(
-            "LayerInverse needs a block of one Linear and at most one LeakyReLU, Tanh, Sigmoid, "
-            "Softplus or ELU; use Auto(damping) for this block"
+            "LayerInverse needs a block of one Linear or Conv2d and at most one LeakyReLU, Tanh, "
+            "Sigmoid, Softplus or ELU; use Auto(damping) for this block"
         )
 
 

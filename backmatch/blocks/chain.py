@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..problems import LeastSquares, Operator
 from .base import Block, Linearisation, Named
+from .convolution import find
 from .layers import LayerMap, Point, compose
 
 
@@ -19,10 +20,15 @@ class ChainLinearisation(Linearisation):
         self.block, self.shape, self.layer = block, z.shape, layer
         self.output = layer.output
         self.samples = z.shape[0]
+        self.convolution = find(layer)
+        trained = self.convolution is not None and self.convolution.layer.weight_name is not None
+        self._by_channel = self.convolution if trained else None
 
     def weight_problem(self, displacement: Tensor) -> LeastSquares:
         if self.layer.solves_weights:
             return self.layer.weight_problem(displacement)
+        if self._by_channel is not None:
+            return self._by_channel.weight_problem(displacement)
 
         def forward(step: Tensor) -> Tensor:
             return self.layer.push_parameters(self._named(step)).reshape(1, -1)
@@ -43,6 +49,8 @@ class ChainLinearisation(Linearisation):
         )
 
     def weight_step(self, step: Tensor) -> Named:
+        if self._by_channel is not None:
+            return self._by_channel.weight_step(step)
         return self.layer.weight_step(step) if self.layer.solves_weights else self._named(step)
 
     def _named(self, step: Tensor) -> Named:
@@ -53,6 +61,8 @@ class ChainLinearisation(Linearisation):
 
     def input_problem(self, displacement: Tensor) -> LeastSquares:
         known = self.layer.input_problem(displacement)
+        if known is None and self.convolution is not None:
+            known = self.convolution.input_problem(displacement, self._label("input"))
         if known is not None:
             return known
         systems = 1 if self.layer.coupled else self.samples
@@ -72,6 +82,13 @@ class ChainLinearisation(Linearisation):
             "joint" if self.layer.coupled and self.samples > 1 else "sample",
             self._label("input"),
         )
+
+    def affine_problem(self, displacement: Tensor, clamp: float) -> LeastSquares:
+        known = None
+        if self.convolution is not None:
+            label = self._label("input")
+            known = self.convolution.affine_problem(displacement, clamp, self.block.leaves, label)
+        return super().affine_problem(displacement, clamp) if known is None else known
 
     def input_step(self, step: Tensor) -> Tensor:
         return step.reshape(self.shape)

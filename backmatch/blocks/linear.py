@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 
-from ..problems import ScaledGram
+from ..problems import LeastSquares, ScaledGram
 from .base import Block, Linearisation, Named
 from .elementwise import apply_diagonal
 from .inverse import inverted_displacement
@@ -88,7 +88,7 @@ class LinearLinearisation(Linearisation):
     def input_step(self, step: Tensor) -> Tensor:
         return step.reshape(self.z_shape)
 
-    def affine_problem(self, displacement: Tensor, clamp: float) -> ScaledGram:
+    def affine_problem(self, displacement: Tensor, clamp: float) -> LeastSquares:
         if self.columns is not None:
             return super().affine_problem(displacement, clamp)
         moved = inverted_displacement(

@@ -7,8 +7,11 @@ from .diagonal import Diagonal
 from .kronecker import Kronecker
 from .layer_norm import LayerNormInputs
 from .operator import Operator
+from .patch_family import Normed, PatchFamily
+from .patches import Patches
 from .scale_shift import ScaleShift
 from .scaled_gram import ScaledGram
+from .shared_operator import SharedOperator
 
 __all__ = [
     "BatchNormInputs",
@@ -18,8 +21,12 @@ __all__ = [
     "Kronecker",
     "LayerNormInputs",
     "LeastSquares",
+    "Normed",
     "Operator",
+    "PatchFamily",
+    "Patches",
     "Preconditioner",
     "ScaleShift",
     "ScaledGram",
+    "SharedOperator",
 ]

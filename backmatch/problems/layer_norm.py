@@ -90,7 +90,7 @@ class LayerNormInputs(LeastSquares):
         """The regression where all slopes stand above the rank cut, else by dense SVD."""
         system, r = self._doubled(), self.residual.double()
         cut = self._cut(system, rcond)
-        above = system.slopes.abs() > cut.unsqueeze(-1)
+        above = (system.slopes.abs() > cut.unsqueeze(-1)) & (cut > 0).unsqueeze(-1)
         lacking = above.any(-1) & ~above.all(-1)
         rank = torch.where(above.any(-1), system.count_above(cut.square()), 0)
         step = torch.where(above.all(-1).unsqueeze(-1), system.solve(r, 0.0), 0.0)
@@ -107,6 +107,8 @@ class LayerNormInputs(LeastSquares):
         size = self.unknowns * self.cut_group
         eps = torch.finfo(self.residual.dtype).eps
         relative = (size * eps) ** 0.5 if rcond is None else rcond
+        # 1 is in the null space exactly: no rounding may count it in.
+        relative = max(relative, size * torch.finfo(torch.float64).eps)
         largest = system.largest().sqrt().reshape(-1, self.cut_group).amax(-1)
         return relative * largest.repeat_interleave(self.cut_group)
 

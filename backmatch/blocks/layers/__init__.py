@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..elementwise import is_diagonal
 from ..residual import Residual
+from .affine import conv2d, linear, supports_conv, supports_linear
 from .base import LayerMap, Point
 from .batch_norm import batch_norm, supports_batch_norm
 from .chain import ChainMap
@@ -29,8 +30,10 @@ KNOWN: dict[type[nn.Module], Entry] = {
     nn.AvgPool2d: (supports_pool, pool),
     nn.BatchNorm1d: (supports_batch_norm, batch_norm),
     nn.BatchNorm2d: (supports_batch_norm, batch_norm),
+    nn.Conv2d: (supports_conv, conv2d),
     nn.GroupNorm: (supports_norm, group_norm),
     nn.LayerNorm: (supports_norm, layer_norm),
+    nn.Linear: (supports_linear, linear),
     nn.MaxPool1d: (supports_pool, pool),
     nn.MaxPool2d: (supports_pool, pool),
 }

@@ -1,0 +1,180 @@
+"""Convolutions (or a Linear before a batch norm) among layers that leave their structure intact.
+
+    before (no parameters)  ->  Conv2d or Linear  ->  [batch norm]  ->  elementwise, max pooling
+
+Weights: one system per output channel over shared patches (:class:`PatchFamily`). Inputs of a
+convolution among elementwise modules: one operator for all samples (:class:`SharedOperator`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..problems import Normed, PatchFamily, SharedOperator
+from .base import Named
+from .elementwise import is_diagonal
+from .inverse import inverted_displacement
+from .layers import LayerMap
+from .layers.affine import AffineMap, ConvMap, LinearMap
+from .layers.batch_norm import BatchNormMap
+from .layers.chain import ChainMap
+from .layers.diagonal import DiagonalMap
+from .layers.selection import Selection, selects
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """The parts of a block that fits the pattern, at one point.
+
+    Attributes:
+        before: maps without parameters in front of the layer.
+        layer: the convolution or Linear.
+        norm: the batch norm right behind it.
+        after: the selection behind both.
+        output: of the whole block.
+    """
+
+    before: list[LayerMap]
+    layer: AffineMap
+    norm: BatchNormMap | None
+    after: Selection
+    output: Tensor
+
+    def weight_problem(self, displacement: Tensor) -> PatchFamily:
+        """Systems in the order of the output channels."""
+        patches, residual = self.layer.patches, self.after.pull(displacement)
+        joint = self.norm is not None or self.after.selects
+        outside = self.after.outside(displacement, residual, (0, 2, 3))
+        return PatchFamily(
+            patches,
+            self.layer.weight.reshape(patches.units, -1),
+            self.layer.bias_name is not None,
+            self.after.slopes,
+            patches.to_rows(residual),
+            1.0 / residual.shape[0],
+            "joint" if joint else "unit",
+            damping_group=patches.units,
+            cut_group=patches.units if joint else 1,
+            normed=None if self.norm is None else _normed(self.layer, self.norm),
+            outside=outside,
+        )
+
+    def weight_step(self, step: Tensor) -> Named:
+        """(units, n) by parameter name: kernel, bias, gamma, beta where trainable."""
+        width = self.layer.patches.width
+        rest = list(step[:, width:].unbind(1))
+        bias = rest.pop(0) if self.layer.bias_name is not None else None
+        named = self.layer.weight_step_of(step[:, :width], bias)
+        if self.norm is not None:
+            for name in (self.norm.gamma_name, self.norm.beta_name):
+                if name is not None:
+                    named[name] = rest.pop(0)
+        return named
+
+    def input_problem(self, displacement: Tensor, label: str) -> SharedOperator | None:
+        """One system per sample; ``None`` where something else than slopes is around the layer."""
+        layer = self.layer
+        if not isinstance(layer, ConvMap) or len(self.before) > 1:
+            return None
+        if self.before and not isinstance(self.before[0], DiagonalMap):
+            return None
+        after = self.after
+        if self.norm is not None:
+            if self.norm.coupled:
+                return None
+            after = Selection([self.norm, *after.maps], after.shape)
+        residual = after.pull(displacement)
+        outside = after.outside(displacement, residual, (1, 2, 3))
+        return shared_operator(layer, self.before, residual, after.slopes, outside, label)
+
+    def affine_problem(
+        self, displacement: Tensor, clamp: float, leaves: Sequence[nn.Module], label: str
+    ) -> SharedOperator | None:
+        """The convolution's input problem once the activation behind it is inverted."""
+        layer = self.layer
+        if not isinstance(layer, ConvMap) or self.norm is not None or self.before:
+            return None
+        post = leaves[[isinstance(leaf, nn.Conv2d) for leaf in leaves].index(True) + 1 :]
+        if not all(is_diagonal(leaf) for leaf in post):
+            return None
+        moved = inverted_displacement(post, layer.output, self.output, displacement, clamp)
+        return None if moved is None else shared_operator(layer, [], moved, None, None, label)
+
+
+def shared_operator(
+    layer: ConvMap,
+    before: list[LayerMap],
+    residual: Tensor,
+    slopes: Tensor | None,
+    outside: Tensor | None,
+    label: str,
+) -> SharedOperator:
+    """diag(slopes) conv diag(slopes of ``before``), per sample."""
+    columns = before[0].slopes if before and isinstance(before[0], DiagonalMap) else None
+    m = residual.shape[0]
+    square = layer.weight.square()
+
+    def forward(v: Tensor) -> Tensor:
+        return layer.push(v.view(-1, *layer.shape[1:])).flatten(1)
+
+    def reverse(u: Tensor) -> Tensor:
+        return layer.pull(u.view(-1, *residual.shape[1:])).flatten(1)
+
+    def squared(v: Tensor) -> Tensor:
+        return layer.push_with(v.view(-1, *layer.shape[1:]), square).flatten(1)
+
+    return SharedOperator(
+        forward,
+        reverse,
+        squared,
+        layer.shape[1:].numel(),
+        2.0 * residual[0].numel() * layer.weight[0].numel(),
+        residual.flatten(1),
+        None if slopes is None else slopes.flatten(1),
+        None if columns is None else columns.reshape(m, -1),
+        label,
+        outside=outside,
+    )
+
+
+def find(layer: LayerMap) -> Convolution | None:
+    """The pattern in a block's map; ``None`` where it does not fit."""
+    maps = layer.maps if isinstance(layer, ChainMap) else [layer]
+    places = [i for i, part in enumerate(maps) if isinstance(part, AffineMap)]
+    if len(places) != 1:
+        return None
+    at = places[0]
+    before, affine, after = maps[:at], maps[at], maps[at + 1 :]
+    assert isinstance(affine, AffineMap)
+    if any(part.parameters for part in before):
+        return None
+    if isinstance(affine, LinearMap) and affine.z.dim() != 2:
+        return None
+    norm = None
+    if after and isinstance(after[0], BatchNormMap):
+        norm, after = after[0], after[1:]
+    if not all(selects(part) for part in after):
+        return None
+    patches = affine.patches
+    shape = torch.Size((affine.output.shape[0], patches.units, *patches.map))
+    return Convolution(before, affine, norm, Selection(after, shape), layer.output)
+
+
+def _normed(layer: AffineMap, norm: BatchNormMap) -> Normed:
+    offset = torch.zeros_like(norm.gain)
+    if not norm.coupled:
+        # xhat = (P w + bias - running mean) / s
+        shift = -norm.mean if layer.bias is None else layer.bias - norm.mean
+        offset = shift * norm.rate
+    shape = (norm.xhat.shape[0], layer.patches.units, *layer.patches.map)
+
+    def push(t: Tensor) -> Tensor:
+        return norm.push(t.reshape(norm.xhat.shape)).reshape(shape)
+
+    gamma, beta = (name is not None for name in (norm.gamma_name, norm.beta_name))
+    xhat = norm.xhat.reshape(shape)
+    return Normed(xhat, norm.gain, norm.rate, offset, norm.coupled, gamma, beta, push)

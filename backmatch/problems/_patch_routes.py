@@ -1,0 +1,227 @@
+"""Direct routes of :class:`PatchFamily`; all return d of shape (units, n).
+
+- :func:`shared`, neither slopes nor norm: one Cholesky factor per group, primal or dual;
+- :func:`solve`: one weighted patch Gram per channel (primal), or one matrix over the active rows
+  per channel (dual), whichever costs less;
+- :func:`minimum_norm`, damping 0: singular values of J after a chunked QR factorisation.
+
+Patches come in chunks, channels come in chunks: nothing grows with batch * positions * K or with
+channels * K^2 beyond the workspace.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..linalg import _library, scaled_gram_solve_ex, spd_solve_ex
+from ..linalg._library import in_chunks
+from ..linalg.ridge import DUAL_FLOOR
+from ._patch_units import gram_of_units, normed_dual, rows_of_units
+from .base import Direct, Preconditioner
+from .dense import DENSE_ENTRIES
+
+if TYPE_CHECKING:
+    from .patch_family import PatchFamily
+
+#: Flops that are always worth a direct solve.
+SMALL = 2e9
+#: Entries of explicit Jacobian rows that the minimum norm holds at a time.
+WORKSPACE_ROWS = 2**22
+
+Shift = float | Tensor
+
+
+def fits(family: PatchFamily) -> bool:
+    """Whether one system's matrix, primal or dual, can be formed within the workspace."""
+    return _primal_fits(family) or _dual_fits(family)
+
+
+def _primal_fits(family: PatchFamily) -> bool:
+    # The matrix, the weighted Gram that it is made from and one more that a chunk adds to it.
+    return 3 * family.unknowns**2 * family.residual.element_size() <= _library.WORKSPACE_BYTES
+
+
+def _dual_fits(family: PatchFamily) -> bool:
+    return 2 * family.patches.rows**2 * family.residual.element_size() <= _library.WORKSPACE_BYTES
+
+
+def cheapest(family: PatchFamily) -> tuple[str, float]:
+    """``"primal"`` or ``"dual"``, and its cost in flops."""
+    rows, n, units = family.patches.rows, family.unknowns, family.patches.units
+    groups = family.patches.groups
+    active = _active(family).double()
+    systems = groups if family.slopes is None and family.normed is None else units
+    primal = systems * (float(active.mean()) * n**2 + n**3 / 3)
+    dual = groups * 2.0 * rows**2 * n
+    dual += groups * rows**3 / 3 if systems < units else float((active**3 / 3).sum())
+    if not _primal_fits(family) or (dual < primal and _dual_fits(family)):
+        return "dual", dual
+    return "primal", primal
+
+
+def _active(family: PatchFamily) -> Tensor:
+    """Rows per unit whose slope is not 0."""
+    if family.slopes is None:
+        rows = family.patches.rows
+        return torch.full((family.patches.units,), rows, device=family.residual.device)
+    return (family.slopes != 0).sum((0, 2, 3))
+
+
+def _dual_is_accurate(family: PatchFamily, damping: Shift) -> bool:
+    """With more rows than unknowns the dual matrix is singular but for its damping."""
+    if int(_active(family).max()) <= family.unknowns or not _primal_fits(family):
+        return True
+    return bool((damping >= DUAL_FLOOR / family.unknowns * family.unit_traces).all())
+
+
+def shared(family: PatchFamily, damping: Shift) -> Direct:
+    """One factor per group for all its channels."""
+    route = cheapest(family)[0] if _dual_is_accurate(family, damping) else "primal"
+    step = family.residual.new_empty(family.systems, family.unknowns)
+    info = torch.empty(family.systems, dtype=torch.int32, device=step.device)
+    gradient = family.vjp(family.residual) if route == "primal" else None
+    dual = torch.empty_like(family.residual)
+    for group in range(family.patches.groups):
+        part = family.patches.of_group(group)
+        if gradient is None:
+            matrix = family.patches.dual(group) + float(family.bias)
+            dual[part], info[part] = _factored(matrix, family.residual[part], damping)
+        else:
+            matrix = _gram(family, group)
+            step[part], info[part] = _factored(matrix, gradient[part], damping)
+    return Direct(family.vjp(dual) if gradient is None else step, info)
+
+
+def _gram(family: PatchFamily, group: int) -> Tensor:
+    """[P 1]^T [P 1] of one group."""
+    n = family.unknowns
+    G = family.residual.new_zeros(n, n)
+    for _, Z in family.patches.chunks(group, columns=int(family.bias)):
+        G.addmm_(Z.t(), Z)
+    return G
+
+
+def _factored(matrix: Tensor, rhs: Tensor, damping: Shift) -> tuple[Tensor, Tensor]:
+    """(matrix + damping I)^-1 rhs for rhs (count, n); a failure fails every system."""
+    matrix.diagonal().add_(damping)
+    factor, info = torch.linalg.cholesky_ex(matrix)
+    bad = ~torch.isfinite(factor.diagonal())
+    info = torch.where((info == 0) & bad.any(), bad.int().argmax().to(info.dtype) + 1, info)
+    return torch.cholesky_solve(rhs.t(), factor).t(), info.expand(len(rhs))
+
+
+def solve(family: PatchFamily, damping: Shift) -> Direct:
+    """One matrix per channel."""
+    route = cheapest(family)[0]
+    if route == "dual" and _dual_is_accurate(family, damping):
+        return _dual(family, damping) if family.normed is None else normed_dual(family, damping)
+    return _primal(family, damping)
+
+
+def _dual(family: PatchFamily, damping: Shift) -> Direct:
+    """(D_j K D_j + damping I) y = r_j; d = [P 1]^T D_j y."""
+    assert family.slopes is not None
+    slopes = family.patches.to_rows(family.slopes)
+    x = torch.empty_like(family.residual)
+    info = torch.empty(family.systems, dtype=torch.int32, device=x.device)
+    for group in range(family.patches.groups):
+        part = family.patches.of_group(group)
+        K = family.patches.dual(group) + float(family.bias)
+        x[part], info[part] = scaled_gram_solve_ex(
+            K, slopes[part], family.residual[part], damping=damping
+        )
+    at = family.patches.to_map(x)
+    kernel = family.patches.adjoint(at)
+    if family.bias:
+        kernel = torch.cat([kernel, at.sum((0, 2, 3)).unsqueeze(1)], 1)
+    return Direct(kernel, info)
+
+
+def _primal(family: PatchFamily, damping: Shift) -> Direct:
+    """One weighted patch Gram per channel, a few channels at a time."""
+    gradient = family.vjp(family.residual)
+    step = torch.empty_like(gradient)
+    info = torch.empty(family.systems, dtype=torch.int32, device=step.device)
+    n, each = family.unknowns, family.patches.units // family.patches.groups
+    for group in range(family.patches.groups):
+        first = group * each
+
+        def work(local: slice, group: int = group, first: int = first) -> None:
+            part = slice(first + local.start, first + local.stop)
+            G = gram_of_units(family, group, part)
+            found, info[part] = spd_solve_ex(G, gradient[part].unsqueeze(2), damping=damping)
+            step[part] = found.squeeze(2)
+
+        in_chunks(each, 3 * n**2 * step.element_size(), work)
+    return Direct(step, info)
+
+
+def minimum_norm(family: PatchFamily, rcond: float | None) -> Direct:
+    """pinv(J) r through the singular values of J, whose rows come and go in chunks.
+
+    A chunked QR factorisation of [J r] keeps R (at most (n + 1) x (n + 1) per channel) only: R has
+    the singular values of J, to rounding, and its last column is Q^T r.
+    """
+    n, systems = family.unknowns, family.systems
+    R = torch.cat([_compressed(family, group) for group in range(family.patches.groups)])
+    U, sigma, Vh = torch.linalg.svd(R[:, :, :n], full_matrices=False)
+    size = max(family.patches.rows, n) * family.cut_group
+    eps = torch.finfo(sigma.dtype).eps
+    cut = (size * eps) ** 0.5 if rcond is None else rcond
+    largest = sigma[:, 0].view(-1, family.cut_group).amax(1).repeat_interleave(family.cut_group)
+    kept = sigma > cut * largest.unsqueeze(1)
+    inverse = torch.where(kept, sigma.reciprocal(), 0)
+    coefficients = (U.mT @ R[:, :, n:]).squeeze(2) * inverse
+    step = torch.einsum("snk,sk->sn", Vh.mT, coefficients)
+    return Direct(step.reshape(systems, n), rank=int(kept.sum()))
+
+
+def _compressed(family: PatchFamily, group: int) -> Tensor:
+    """R of the QR factorisation of [J_j r_j] for every channel of a group: (units, k, n + 1)."""
+    n, part = family.unknowns, family.patches.of_group(group)
+    units = part.stop - part.start
+    if units * (n + 1) ** 2 > DENSE_ENTRIES:
+        raise ValueError(
+            f"Cholesky: damping 0 needs a decomposition of {units} Jacobians with {n} columns, "
+            f"above the limit of {DENSE_ENTRIES} entries; use a positive damping or CG(0.0)"
+        )
+    R = family.residual.new_zeros(units, 0, n + 1)
+    size = max(1, WORKSPACE_ROWS // (units * (n + 1)))
+    for rows, Z in family.patches.chunks(group):
+        for start in range(0, len(Z), size):
+            at = slice(rows.start + start, rows.start + min(start + size, len(Z)))
+            J = rows_of_units(family, part, at, Z[start : start + size])
+            r = family.residual[part, at].unsqueeze(2)
+            R = torch.linalg.qr(torch.cat([R, torch.cat([J, r], 2)], 1), mode="r").R
+    return R
+
+
+def mean_preconditioner(family: PatchFamily, damping: Shift) -> Preconditioner:
+    """Cholesky of every group's patch Gram at the mean of its channels' squared slopes."""
+    factors = []
+    for group in range(family.patches.groups):
+        part = family.patches.of_group(group)
+        w = torch.ones_like(family.residual[part]).mean(0)
+        if family.slopes is not None:
+            w = family.patches.to_rows(family.slopes[:, part].square()).mean(0)
+        G = family.residual.new_zeros(family.unknowns, family.unknowns)
+        for rows, Z in family.patches.chunks(group, columns=int(family.bias)):
+            G.addmm_((Z * w[rows].unsqueeze(1)).t(), Z, alpha=family.scale)
+        G.diagonal().add_(damping)
+        factor, info = torch.linalg.cholesky_ex(G)
+        if bool(info):
+            raise ValueError(
+                'preconditioner="shared" needs a positive damping: the mean matrix of the family '
+                "is singular"
+            )
+        factors.append(factor)
+    stacked = torch.stack(factors)
+
+    def apply(residual: Tensor) -> Tensor:
+        grouped = residual.view(len(stacked), -1, residual.shape[1]).mT
+        return torch.cholesky_solve(grouped, stacked).mT.reshape(residual.shape)
+
+    return apply

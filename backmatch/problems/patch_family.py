@@ -1,0 +1,200 @@
+"""Weights of a convolution: one system per output channel, all over the same patches.
+
+    J_j = diag(s_j) [P 1]           convolution with elementwise slopes s_j behind it
+    J_j = diag(s_j) [g_j (P - xhat_j b_j^T)  0  xhat_j  1]     with a batch norm between them
+
+P is the patch matrix of the channel's group (:class:`Patches`). The columns are the kernel, its
+bias, and gamma and beta of the batch norm, each where trainable. Derived here: the batch norm's
+Jacobian g (I - 11^T/N - xhat xhat^T/N) does not mix channels, so that the weights of a whole
+convolution + batch norm + activation block fall apart into one small system per channel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from . import _patch_routes as routes
+from .base import Direct, LeastSquares, Preconditioner, lanczos_largest
+from .patches import Patches
+
+#: CG steps that a direct solve may cost before ``Auto`` prefers CG.
+CG_STEPS = 150
+
+
+@dataclass(frozen=True)
+class Normed:
+    """A batch norm behind the convolution.
+
+    Attributes:
+        xhat: the normalised input, shape (samples, channels, h, w).
+        gain: gamma / s, shape (channels,).
+        rate: 1 / s, shape (channels,).
+        offset: c of xhat = (P - mean) w / s + c: 0 with batch statistics.
+        centred: whether it uses batch statistics, which depend on the weights.
+        gamma, beta: whether they are unknowns.
+        push: product with its Jacobian, which is symmetric, on (samples, channels, h, w).
+    """
+
+    xhat: Tensor
+    gain: Tensor
+    rate: Tensor
+    offset: Tensor
+    centred: bool
+    gamma: bool
+    beta: bool
+    push: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class PatchFamily(LeastSquares):
+    """Systems, one per output channel, that share the patches of their group.
+
+    Attributes:
+        patches: P of all groups.
+        weight: (units, K), the kernel at this point; read with a batch norm only.
+        bias: whether the convolution's bias is an unknown.
+        slopes: s, shape (samples, units, h, w); ``None`` for ones.
+        residual: shape (units, N).
+    """
+
+    patches: Patches
+    weight: Tensor
+    bias: bool
+    slopes: Tensor | None
+    residual: Tensor
+    scale: float
+    structure: str
+    damping_group: int
+    cut_group: int = 1
+    normed: Normed | None = None
+    outside: Tensor | None = None
+
+    @property
+    def unknowns(self) -> int:
+        extra = 0 if self.normed is None else int(self.normed.gamma) + int(self.normed.beta)
+        return self.patches.width + int(self.bias) + extra
+
+    def jvp(self, step: Tensor) -> Tensor:
+        return self.patches.to_rows(self._push(step))
+
+    def vjp(self, cotangent: Tensor) -> Tensor:
+        return self._pull(self.patches.to_map(cotangent))
+
+    def normal(self, step: Tensor) -> Tensor:
+        return self.scale * self._pull(self._push(step))
+
+    def _push(self, step: Tensor) -> Tensor:
+        """J d as maps: (units, n) -> (samples, units, h, w)."""
+        width = self.patches.width
+        rest = list(step[:, width:].unbind(1))
+        out = self.patches.apply(step[:, :width].contiguous())
+        if self.bias:
+            out = out + _per_channel(rest.pop(0))
+        if self.normed is not None:
+            out = self.normed.push(out)
+            if self.normed.gamma:
+                out = torch.addcmul(out, self.normed.xhat, _per_channel(rest.pop(0)))
+            if self.normed.beta:
+                out = out + _per_channel(rest.pop(0))
+        return out if self.slopes is None else out * self.slopes
+
+    def _pull(self, u: Tensor) -> Tensor:
+        """J^T u from maps: (samples, units, h, w) -> (units, n)."""
+        if self.slopes is not None:
+            u = u * self.slopes
+        tail = []
+        if self.normed is not None:
+            if self.normed.gamma:
+                tail.append((u * self.normed.xhat).sum((0, 2, 3)))
+            if self.normed.beta:
+                tail.append(u.sum((0, 2, 3)))
+            u = self.normed.push(u)
+        if self.bias:
+            tail.insert(0, u.sum((0, 2, 3)))
+        kernel = self.patches.adjoint(u)
+        return torch.cat([kernel, *(t.unsqueeze(1) for t in tail)], 1) if tail else kernel
+
+    def traces(self) -> tuple[Tensor, bool]:
+        return self.unit_traces.sum().reshape(1), True
+
+    @cached_property
+    def unit_traces(self) -> Tensor:
+        """tr(J_j^T J_j) of every unit, shape (units,)."""
+        each = self.patches.units // self.patches.groups
+        squares = self.patches.squares().repeat_interleave(each, 1)
+        w = torch.ones_like(squares) if self.slopes is None else self.slopes.square()
+        if self.normed is None:
+            return (w * (squares + float(self.bias))).sum((0, 2, 3))
+        xhat, gain = self.normed.xhat, self.normed.gain.square()
+        ones = w.sum((0, 2, 3))
+        curved = (w * xhat.square()).sum((0, 2, 3))
+        total = curved * float(self.normed.gamma) + ones * float(self.normed.beta)
+        if not self.normed.centred:
+            return total + gain * ((w * squares).sum((0, 2, 3)) + ones * float(self.bias))
+        # sum_r w_r |P_r - mean - xhat_r b|^2, expanded; (P - mean) b is a convolution of its own.
+        mean, b = self.mean_of_unit, self.curvature
+        moved = self.patches.apply(mean) * 2 - _per_channel(mean.square().sum(1))
+        along = self.patches.apply(b) - _per_channel((mean * b).sum(1))
+        spread = (w * (squares - moved - 2 * xhat * along)).sum((0, 2, 3))
+        return total + gain * (spread + curved * b.square().sum(1))
+
+    @cached_property
+    def mean_of_unit(self) -> Tensor:
+        """Mean patch of each unit's group, shape (units, K)."""
+        return self.patches.mean().repeat_interleave(self.patches.units // self.patches.groups, 0)
+
+    @cached_property
+    def curvature(self) -> Tensor:
+        """b_j = P^T xhat_j / N, shape (units, K); 0 without batch statistics."""
+        if self.normed is None or not self.normed.centred:
+            return torch.zeros_like(self.weight)
+        return self.patches.adjoint(self.normed.xhat) / self.patches.rows
+
+    @cached_property
+    def direction(self) -> tuple[Tensor, Tensor]:
+        """v and c of xhat = (P - mean) v + c 1, shapes (units, K) and (units,)."""
+        assert self.normed is not None
+        return self.weight * self.normed.rate.unsqueeze(1), self.normed.offset
+
+    @property
+    def direct_is_cheap(self) -> bool:
+        if not routes.fits(self):
+            return False
+        products = 4 * self.patches.rows * self.patches.width * self.patches.units
+        return routes.cheapest(self)[1] <= max(CG_STEPS * products, routes.SMALL)
+
+    def direct(self, damping: float | Tensor, rcond: float | None) -> Direct:
+        if isinstance(damping, float) and damping == 0.0:
+            return routes.minimum_norm(self, rcond)
+        if not routes.fits(self):
+            raise ValueError(
+                f"Cholesky: the weight problem of a convolution with {self.unknowns} unknowns per "
+                f"output channel and {self.patches.rows} positions needs matrices above the "
+                "workspace limit; use CG(damping) or Auto"
+            )
+        shift = damping[0] if isinstance(damping, Tensor) else damping
+        if self.slopes is None and self.normed is None:
+            return routes.shared(self, shift)
+        return routes.solve(self, shift)
+
+    def largest_eigenvalue(self) -> Tensor:
+        like = self.residual.new_empty(self.systems, self.unknowns)
+        return lanczos_largest(lambda step: self._pull(self._push(step)), like)
+
+    def with_residual(self, residual: Tensor) -> PatchFamily:
+        return replace(self, residual=residual)
+
+    def shared_preconditioner(self, damping: float | Tensor) -> Preconditioner:
+        if self.normed is not None:
+            return super().shared_preconditioner(damping)
+        shift = damping[0] if isinstance(damping, Tensor) else damping
+        return routes.mean_preconditioner(self, shift)
+
+
+def _per_channel(values: Tensor) -> Tensor:
+    return values.view(1, -1, 1, 1)
