@@ -43,11 +43,10 @@ class RankTwo:
         w = 1 / (self.slopes.square() + damping)
         x = _centred(self.normed, w)
         t = _centred(self.slopes * r, w)
-        along, bend = (w * x * t).sum(-1, keepdim=True), (w * x * x).sum(-1, keepdim=True)
-        ridge = damping * (1 + e)
-        shared = along / _nonzero(ridge * bend + n * e.square())
-        q = w * (t - ridge * shared * x)
-        return torch.addcmul(q, self.normed, e * shared)
+        weighted, ridge = w * x, damping * (1 + e)
+        shared = _dot(weighted, t) / _nonzero(ridge * _dot(weighted, x) + n * e.square())
+        q = t.addcmul_(x, ridge * shared, value=-1).mul_(w)
+        return q.addcmul_(self.normed, e * shared)
 
     def solve_without_smallest(self, r: Tensor, cut: Tensor) -> Tensor:
         """pinv(J) r less the smallest nonzero singular value, where slopes exceed ``cut`` >= it.
@@ -144,7 +143,7 @@ def _centred(y: Tensor, w: Tensor) -> Tensor:
     remains there is far below the rounding of the first mean."""
     total = w.sum(-1, keepdim=True)
     y = y - _dot(w, y) / total
-    return y - _dot(w, y) / total
+    return y.sub_(_dot(w, y) / total)
 
 
 def _resolvent(y: Tensor, w: Tensor, e2: Tensor, nu: Tensor) -> Tensor:

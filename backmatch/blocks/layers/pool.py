@@ -88,16 +88,19 @@ class MaxPoolMap(PoolMap):
     def input_problem(self, displacement: Tensor) -> LeastSquares:
         """J^T J = diag(c), c the number of windows that select an entry: the problem with slopes
         sqrt(c) has the same normal equations."""
-        counts = self.pull(torch.ones_like(self.output))
-        mean = self.pull(displacement) / counts.clamp_min(1.0)
-        outside = None
-        if self.overlapping:
-            missed = displacement - self.push(mean)
-            outside = missed.reshape(len(missed), -1).square().sum(-1)
-        slopes = counts.sqrt()
-        samples = self.shape[0]
-        residual = (slopes * mean).reshape(samples, -1)
-        return Diagonal(slopes.reshape(samples, -1), residual, outside=outside)
+        counts, summed = self.pull(torch.ones_like(self.output)), self.pull(displacement)
+        if not self.overlapping:
+            return Diagonal(self._by_sample(counts), self._by_sample(summed))
+        mean, slopes = summed / counts.clamp_min(1.0), counts.sqrt()
+        missed = self._by_sample(displacement - self.push(mean))
+        return Diagonal(
+            self._by_sample(slopes),
+            self._by_sample(slopes * mean),
+            outside=missed.square().sum(-1),
+        )
+
+    def _by_sample(self, value: Tensor) -> Tensor:
+        return value.reshape(self.shape[0], -1)
 
 
 class WindowMaxPool(MaxPoolMap):
