@@ -227,7 +227,6 @@ def test_duplicate_input_channels_share_their_step(activation, bias):
     assert torch.allclose(step[:, :2], step[:, 2:], rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.xfail(strict=True, reason="cut jointly, not per output channel")
 def test_rcond_cuts_singular_values_of_each_channel_by_its_own_largest():
     """Channels of very different scale: a cut relative to all of them would drop the small one."""
     layer = conv(1, 2, (1, 2), bias=False)

@@ -213,15 +213,8 @@ def test_passes(name):
     check(name, bm.Cholesky(0.3), bm.Gradient(), order="sequential", passes=2)
 
 
-#: Convolutions with an activation: the generic route halves steps for all channels together.
-JOINTLY_HALVED = pytest.mark.xfail(strict=True, reason="halved jointly, not per output channel")
-HALVED = {"conv-same-even-act", "conv-grouped-act", "conv-dilated-strided-padded-act", "dropout"}
-
-
 @pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=JOINTLY_HALVED) if n in HALVED else n for n in CHOSEN]
-)
+@pytest.mark.parametrize("name", CHOSEN)
 def test_newton_steps(name, order):
     solver = bm.Cholesky(0.3 if order == "sequential" else bm.Relative(0.1))
     check(name, solver, solver, order=order, newton_steps=3, tolerance=1e-7)
