@@ -54,7 +54,17 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str], code: int 
         ("train --hidden 3,0", "--hidden: expected sizes from 1 to 65536"),
         ("train --hidden 3,,4", "--hidden"),
         ("train --hidden 1e9", "--hidden"),
-        ("train --model resnet", "--model: expected one of mlp"),
+        (
+            "train --model resnet",
+            "--model: expected one of mlp, cnn, vgg11, vgg13, vgg16, vgg11_bn",
+        ),
+        ("train --model cnn --hidden 3", "--hidden has no effect with --model cnn; drop it"),
+        ("train --model cnn --data synthetic", "4 or more pixels a side, got samples of shape (32"),
+        (
+            "train --model vgg11",
+            "--model vgg11: expected images of shape (channels, height, width)",
+        ),
+        ("train --model vgg13_bn --dry-run", "choose --model mlp, cnn, resnet20, or other data"),
         ("train --method sgd", "--method: expected one of backmatch, bp"),
         ("train --blocks none", "--blocks: expected one of activation, layer"),
         ("train --weights exact", "--weights: expected one of auto, cholesky, cg, scalar"),
