@@ -151,3 +151,11 @@ def test_dry_run_of_a_slow_net_takes_two_steps(
     assert len(calls) == 2
     assert "one more measures its memory" in out
     assert "(timed once)" in out
+
+
+@pytest.mark.slow
+def test_cnn_learns_the_digits_in_one_epoch(tmp_path: Path) -> None:
+    words = ["--model", "cnn", "--epochs", "1", "--device", "cpu", "--threads", "1", "--quiet"]
+    assert main(["train", *words, "--out", str(tmp_path / "run")]) == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["test_accuracy"] > 0.95
