@@ -51,7 +51,9 @@ CHOSEN = [
     "conv-padded", "conv-same-even-act", "conv-grouped-act", "conv-dilated-strided-padded-act",
     "bn-train", "conv-bn-relu", "layer-norm", "conv-gn-relu", "pool-max-overlapping",
     "pool-avg-ceil-padded", "conv-relu-max", "basic-block", "tied", "dropout", "frozen-weight",
-    "by-layer", "batch-1-bn", "random-7", "random-21", "random-45",
+    "by-layer", "batch-1-bn", "conv-bn-eval", "conv-max-relu", "conv-avg-tanh", "residual",
+    "bn-relu-conv", "frozen-norm", "frozen-bias", "conv-depthwise-act", "pool-max-ceil",
+    "random-7", "random-21", "random-45",
 ]  # fmt: skip
 
 
