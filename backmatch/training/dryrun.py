@@ -60,7 +60,7 @@ def show_step(config: TrainConfig) -> int:
     how = "timed once" if cost.repeats == 1 else f"median of {cost.repeats}"
     say(
         f"whole step: {parameters} parameters, {_time(cost.seconds)} ({how}), "
-        f"{_size(cost.peak)} at peak"
+        f"{_size(cost.peak)} of tensors at peak"
     )
     say(f"an epoch of {per_epoch} steps: about {_time(per_epoch * cost.seconds)}")
     return 0

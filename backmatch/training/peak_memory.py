@@ -20,8 +20,9 @@ _MARK = "backmatch peak "
 class PeakMemory:
     """Most bytes of tensors allocated at one time, beyond those before.
 
-    Every allocation counts, freed ones until they are freed, on the CPU as on CUDA: what tensors
-    need does not depend on what the process held before.
+    Every allocation counts while it lives, on the CPU as on CUDA, whatever the process held
+    before. What libraries take past torch's allocators (packed matrices, fragments) does not: the
+    process's resident memory rose by a quarter to a half more in a step of VGG-13 on the CPU.
 
     Attributes:
         total: peak over the ``with`` block, set when it ends.
