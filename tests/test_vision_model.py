@@ -283,22 +283,38 @@ def test_channels_last_parameters_keep_their_numbers():
 
 
 GROUP_NORM_CHILD = """
-import torch, backmatch as bm
+import sys, torch, backmatch as bm
 from torch import nn
+class Inside(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+    def forward(self, z):
+        return z + self.inner(z)
 torch.manual_seed(0)
 norm = nn.GroupNorm(2, 4).double()
+if sys.argv[1] == "hooked":
+    norm.register_forward_hook(lambda *_: None)
+block = Inside(norm) if sys.argv[1] == "inside" else norm
 x = torch.randn(3, 4, 3, 4).double()
 grads = []
 for z in (x, x.contiguous(memory_format=torch.channels_last)):
     norm.zero_grad()
-    matcher = bm.BackMatching([nn.Identity(), norm], weights=bm.Auto(0.1), inputs=bm.Auto(0.1))
+    matcher = bm.BackMatching([nn.Identity(), block], weights=bm.Auto(0.1), inputs=bm.Auto(0.1))
     matcher.backward(z, lambda out: 0.5 * out.square().sum() / 3)
     grads.append(norm.weight.grad.clone())
 assert torch.allclose(*grads, rtol=1e-9)
 """
+CRASHES = pytest.mark.xfail(strict=True, reason="torch's GroupNorm backward: segmentation fault")
 
 
-def test_group_norm_on_channels_last_maps_does_not_crash():
-    """In a process of its own: torch's backward for the parameters alone writes to address 0."""
-    child = subprocess.run([sys.executable, "-c", GROUP_NORM_CHILD], capture_output=True)
+@pytest.mark.parametrize(
+    "route",
+    ["plain", pytest.param("hooked", marks=CRASHES), pytest.param("inside", marks=CRASHES)],
+)
+def test_group_norm_on_channels_last_maps_does_not_crash(route):
+    """In a process of its own: torch's backward for the parameters alone, without that of the
+    input, writes to address 0 when the input is channels_last."""
+    command = [sys.executable, "-c", GROUP_NORM_CHILD, route]
+    child = subprocess.run(command, capture_output=True)
     assert child.returncode == 0, child.stderr.decode()[-500:]

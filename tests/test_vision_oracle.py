@@ -53,6 +53,7 @@ CHOSEN = [
     "pool-avg-ceil-padded", "conv-relu-max", "basic-block", "tied", "dropout", "frozen-weight",
     "by-layer", "batch-1-bn", "conv-bn-eval", "conv-max-relu", "conv-avg-tanh", "residual",
     "bn-relu-conv", "frozen-norm", "frozen-bias", "conv-depthwise-act", "pool-max-ceil",
+    "known-basic-block",
     "random-7", "random-21", "random-45",
 ]  # fmt: skip
 

@@ -23,6 +23,7 @@ from vision_modules import (
 )
 
 import backmatch as bm
+from backmatch.blocks import Residual as Known
 
 Conv = nn.Conv2d
 S = nn.Sequential
@@ -182,6 +183,19 @@ COMPOSITES = [
         ),
     ),
     vision("basic-block-around", lambda: above(Conv(2, 2, 2), Residual(Conv(2, 2, 1)), nn.ReLU())),
+    vision("known-residual", lambda: above(Known(S(Conv(2, 2, 3, padding=1), nn.Tanh())))),
+    vision("known-nested", lambda: above(Known(S(Known(Conv(2, 2, 1)), nn.GELU(), Conv(2, 2, 1))))),
+    vision("known-around", lambda: above(Conv(2, 2, 2), Known(Conv(2, 2, 1)), nn.ReLU(True))),
+    vision(
+        "known-basic-block",
+        lambda: above(
+            Known(
+                S(Conv(2, 2, 3, 2, 1), nn.BatchNorm2d(2, eps=0.1), nn.ReLU(True), Conv(2, 3, 1)),
+                S(Conv(2, 3, 1, 2, bias=False), nn.BatchNorm2d(3, eps=0.1)),
+                S(nn.BatchNorm2d(3, eps=0.1), nn.Tanh()),
+            )
+        ),
+    ),
     vision("squeeze-excite", lambda: above(Conv(2, 3, 2), SqueezeExcite(3))),
     vision("subclass", lambda: above(Standardised(2, 2, 2), nn.ReLU())),
     vision("reflecting", lambda: above(Conv(2, 2, 3, padding=1, padding_mode="reflect"))),
