@@ -100,10 +100,17 @@ def test_cg_at_its_cap_warns_once_or_raises_when_strict():
 
 
 def test_a_block_too_large_for_a_direct_solve_names_cg():
-    model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3))
+    model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3, padding_mode="reflect", padding=1))
     x = torch.zeros(64, 1, 40, 40)
     with pytest.raises(ValueError, match=r"weight problem of block '1' \(Conv2d\).*use CG"):
         bm.BackMatching(model, weights=bm.Cholesky(0.1), inputs=bm.Gradient()).backward(x, square)
+
+
+def test_a_map_too_large_for_an_explicit_operator_names_cg():
+    model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3))
+    x = torch.zeros(1, 1, 60, 60)
+    with pytest.raises(ValueError, match=r"input problem of block '1' \(Conv2d\).*use CG"):
+        bm.BackMatching(model, weights=bm.Gradient(), inputs=bm.Cholesky(0.1)).backward(x, square)
 
 
 def test_layer_inverse_names_auto_on_other_blocks():

@@ -131,7 +131,9 @@ def test_dry_run_of_a_conv_net(tmp_path: Path, capsys: pytest.CaptureFixture[str
         ["0", "weights"],
         *[[str(b), side] for b in (1, 2, 3) for side in ("weights", "inputs")],
     ]
-    assert re.search(r"whole step: \d+ parameters, .* \(median of 5\), .* MiB of tensors at peak", out)
+    assert re.search(
+        r"whole step: \d+ parameters, .* \(median of 5\), .* MiB of tensors at peak", out
+    )
     assert "an epoch of 3 steps: about" in out
 
 

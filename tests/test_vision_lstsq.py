@@ -117,9 +117,6 @@ def dead_relus() -> Case:
 
 
 CASES["dead-relus"] = dead_relus()
-#: A module that reshapes stands between the layer and the pooling.
-RESHAPED = pytest.mark.xfail(strict=True, raises=(IndexError, RuntimeError), reason="crashes")
-CRASHING = {"conv-rows-max", "conv-merged-max", "conv-flat-max", "linear-max"}
 DAMPINGS = [0.0, 1e-3, 0.3, bm.Relative(0.1)]
 
 
@@ -193,9 +190,7 @@ def sweep(case: Case, solver: Any, z: Tensor | None = None) -> tuple[Any, nn.Mod
 
 
 @pytest.mark.parametrize("damping", DAMPINGS, ids=str)
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=RESHAPED) if n in CRASHING else n for n in CASES]
-)
+@pytest.mark.parametrize("name", CASES)
 def test_both_steps(name, damping):
     case = CASES[name]
     report, block, z = sweep(case, bm.Cholesky(damping))

@@ -305,13 +305,9 @@ for z in (x, x.contiguous(memory_format=torch.channels_last)):
     grads.append(norm.weight.grad.clone())
 assert torch.allclose(*grads, rtol=1e-9)
 """
-CRASHES = pytest.mark.xfail(strict=True, reason="torch's GroupNorm backward: segmentation fault")
 
 
-@pytest.mark.parametrize(
-    "route",
-    ["plain", pytest.param("hooked", marks=CRASHES), pytest.param("inside", marks=CRASHES)],
-)
+@pytest.mark.parametrize("route", ["plain", "hooked", "inside"])
 def test_group_norm_on_channels_last_maps_does_not_crash(route):
     """In a process of its own: torch's backward for the parameters alone, without that of the
     input, writes to address 0 when the input is channels_last."""

@@ -127,10 +127,14 @@ def shared_operator(
     def squared(v: Tensor) -> Tensor:
         return layer.push_with(v.view(-1, *layer.shape[1:]), square).flatten(1)
 
+    def squared_reverse(u: Tensor) -> Tensor:
+        return layer.pull_with(u.view(-1, *residual.shape[1:]), square).flatten(1)
+
     return SharedOperator(
         forward,
         reverse,
         squared,
+        squared_reverse,
         layer.shape[1:].numel(),
         2.0 * residual[0].numel() * layer.weight[0].numel(),
         residual.flatten(1),
@@ -157,7 +161,7 @@ def find(layer: LayerMap) -> Convolution | None:
     norm = None
     if after and isinstance(after[0], BatchNormMap):
         norm, after = after[0], after[1:]
-    if not all(selects(part) for part in after):
+    if not selects(after, affine.output):
         return None
     patches = affine.patches
     shape = torch.Size((affine.output.shape[0], patches.units, *patches.map))

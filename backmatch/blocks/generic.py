@@ -33,6 +33,7 @@ class GenericBlock(Block):
         super().__init__(name, module)
         self.hooks = HookRecorder(module)
         self._places = _places(module)
+        self._has_group_norm = any(isinstance(part, nn.GroupNorm) for part in module.modules())
 
     def _linearise(
         self, z: Tensor, with_input: bool, parameters: Named | None
@@ -63,7 +64,10 @@ class GenericBlock(Block):
         one module that stands twice in a Sequential twice, and put the wrong tensor back.
         """
         everywhere = {place: state[name] for place, name in self._places.items() if name in state}
-        output: Tensor = functional_call(self.module, everywhere, (z.clone(),), tie_weights=False)
+        # torch's GroupNorm crashes on channels_last maps when the parameters alone need a gradient.
+        layout = torch.contiguous_format if self._has_group_norm else torch.preserve_format
+        own = z.clone(memory_format=layout)
+        output: Tensor = functional_call(self.module, everywhere, (own,), tie_weights=False)
         return output
 
     def pushforward(self, z: Tensor, parameters: Named, v: Named) -> Tensor:

@@ -179,11 +179,17 @@ def minimum_norm(family: PatchFamily, rcond: float | None) -> Direct:
     return Direct(step.reshape(systems, n), rank=int(kept.sum()))
 
 
+def minimum_norm_fits(family: PatchFamily) -> bool:
+    """Whether the triangular factors of all channels of a group may be held."""
+    units = family.patches.units // family.patches.groups
+    return units * (family.unknowns + 1) ** 2 <= DENSE_ENTRIES
+
+
 def _compressed(family: PatchFamily, group: int) -> Tensor:
     """R of the QR factorisation of [J_j r_j] for every channel of a group: (units, k, n + 1)."""
     n, part = family.unknowns, family.patches.of_group(group)
     units = part.stop - part.start
-    if units * (n + 1) ** 2 > DENSE_ENTRIES:
+    if not minimum_norm_fits(family):
         raise ValueError(
             f"Cholesky: damping 0 needs a decomposition of {units} Jacobians with {n} columns, "
             f"above the limit of {DENSE_ENTRIES} entries; use a positive damping or CG(0.0)"

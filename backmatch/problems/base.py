@@ -98,6 +98,11 @@ class LeastSquares(ABC):
     def direct_is_cheap(self) -> bool:
         """Whether ``Auto`` should solve directly."""
 
+    @property
+    def minimum_norm_is_cheap(self) -> bool:
+        """Whether ``Auto`` should solve directly at damping 0."""
+        return self.direct_is_cheap
+
     @abstractmethod
     def largest_eigenvalue(self) -> Tensor:
         """lambda_max(J^T J) over all systems, 0-dimensional."""
@@ -106,10 +111,17 @@ class LeastSquares(ABC):
     def with_residual(self: Self, residual: Tensor) -> Self:
         """The same Jacobian with another r."""
 
+    def diagonal(self) -> Tensor:
+        """diag(J^T J) of every system, (systems, n), where it costs no more than a product."""
+        raise ValueError(
+            'preconditioner="jacobi" needs a block whose diagonal of J^T J is known, such as a '
+            "Linear or Conv2d with elementwise activations; pass None or a callable"
+        )
+
     def shared_preconditioner(self, damping: float | Tensor) -> Preconditioner:
         """Cholesky of the family at its mean scaling; only families with one matrix have it."""
         raise ValueError(
-            'preconditioner="shared" needs a Linear block (with elementwise activations); this '
+            'preconditioner="shared" needs a Linear or Conv2d with elementwise activations; this '
             "block has no shared matrix: pass None or a callable"
         )
 

@@ -73,6 +73,9 @@ class DenseBatch(LeastSquares):
         step = torch.einsum("skn,sk->sn", Vh, coefficients)
         return Direct(step, rank=int(kept.sum()))
 
+    def diagonal(self) -> Tensor:
+        return self.jacobian.square().sum(1)
+
     def largest_eigenvalue(self) -> Tensor:
         if self.jacobian.numel() == 0:
             return self.residual.new_zeros(())

@@ -49,6 +49,9 @@ class Diagonal(LeastSquares):
         shift = damping.unsqueeze(-1) if isinstance(damping, Tensor) else damping
         return Direct(self.slopes * self.residual / (self.slopes.square() + shift))
 
+    def diagonal(self) -> Tensor:
+        return self.slopes.square()
+
     def largest_eigenvalue(self) -> Tensor:
         if self.slopes.numel() == 0:
             return self.residual.new_zeros(())

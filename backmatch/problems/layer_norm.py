@@ -17,7 +17,7 @@ from torch import Tensor
 from . import _rank_two as rank_two
 from .base import Direct, LeastSquares
 from .dense import DENSE_ENTRIES
-from .operator import DENSE_PASSES
+from .operator import DENSE_PASSES, EXACT_SIDE
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,11 @@ class LayerNormInputs(LeastSquares):
     @property
     def direct_is_cheap(self) -> bool:
         return True
+
+    @property
+    def minimum_norm_is_cheap(self) -> bool:
+        # Slopes below the cut take dense Jacobians, which have a limit.
+        return self.unknowns <= EXACT_SIDE or not bool((self.slopes == 0).any())
 
     def largest_eigenvalue(self) -> Tensor:
         return self._doubled().largest().max().to(self.residual.dtype)

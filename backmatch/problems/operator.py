@@ -119,6 +119,11 @@ class Operator(LeastSquares):
         unit[:, k] = 1.0
         return unit
 
+    def diagonal(self) -> Tensor:
+        if self._dense_cache or self.direct_is_cheap:
+            return self._dense().diagonal()
+        return super().diagonal()
+
     def largest_eigenvalue(self) -> Tensor:
         if self._dense_cache or self.direct_is_cheap:
             return self._dense().largest_eigenvalue()

@@ -23,7 +23,7 @@ from .base import Direct, LeastSquares, Preconditioner, lanczos_largest
 from .patches import Patches
 
 #: CG steps that a direct solve may cost before ``Auto`` prefers CG.
-CG_STEPS = 150
+CG_STEPS = 100
 
 
 @dataclass(frozen=True)
@@ -168,6 +168,10 @@ class PatchFamily(LeastSquares):
         products = 4 * self.patches.rows * self.patches.width * self.patches.units
         return routes.cheapest(self)[1] <= max(CG_STEPS * products, routes.SMALL)
 
+    @property
+    def minimum_norm_is_cheap(self) -> bool:
+        return routes.minimum_norm_fits(self) and self.direct_is_cheap
+
     def direct(self, damping: float | Tensor, rcond: float | None) -> Direct:
         if isinstance(damping, float) and damping == 0.0:
             return routes.minimum_norm(self, rcond)
@@ -188,6 +192,15 @@ class PatchFamily(LeastSquares):
 
     def with_residual(self, residual: Tensor) -> PatchFamily:
         return replace(self, residual=residual)
+
+    def diagonal(self) -> Tensor:
+        if self.normed is not None:
+            return super().diagonal()
+        slopes = self.patches.to_map(torch.ones_like(self.residual))
+        if self.slopes is not None:
+            slopes = self.slopes.square()
+        out = replace(self.patches, x=self.patches.x.square()).adjoint(slopes)
+        return torch.cat([out, slopes.sum((0, 2, 3)).unsqueeze(1)], 1) if self.bias else out
 
     def shared_preconditioner(self, damping: float | Tensor) -> Preconditioner:
         if self.normed is not None:

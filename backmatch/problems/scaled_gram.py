@@ -98,6 +98,13 @@ class ScaledGram(LeastSquares):
         like = self.residual.new_empty(self.systems, self.unknowns)
         return lanczos_largest(lambda step: self.vjp(self.jvp(step)), like)
 
+    def diagonal(self) -> Tensor:
+        if self.slopes is None:
+            out = self.matrix.square().sum(0).expand(self.systems, -1)
+        else:
+            out = self.slopes.square() @ self.matrix.square()
+        return out if self.columns is None else out * self.columns.square()
+
     def with_residual(self, residual: Tensor) -> ScaledGram:
         return replace(self, residual=residual)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..linalg import _library
-from .base import Direct, LeastSquares, lanczos_largest
+from .base import Direct, LeastSquares, Preconditioner, lanczos_largest
 from .dense import DENSE_ENTRIES
 from .scaled_gram import ScaledGram
 
@@ -28,7 +28,7 @@ class SharedOperator(LeastSquares):
     Attributes:
         forward: M v for rows v: (count, size) -> (count, rows).
         reverse: M^T u for rows u: (count, rows) -> (count, size).
-        squared: the same with every entry of M squared, forward.
+        squared, squared_reverse: the same two with every entry of M squared.
         size: n.
         flops: of one product with M.
         label: block and side, for messages.
@@ -39,6 +39,7 @@ class SharedOperator(LeastSquares):
     forward: Callable[[Tensor], Tensor]
     reverse: Callable[[Tensor], Tensor]
     squared: Callable[[Tensor], Tensor]
+    squared_reverse: Callable[[Tensor], Tensor]
     size: int
     flops: float
     residual: Tensor
@@ -132,6 +133,19 @@ class SharedOperator(LeastSquares):
         count = 1 if self.slopes is None and self.columns is None else self.systems
         like = self.residual.new_empty(count, self.size)
         return lanczos_largest(lambda step: self.vjp(self.jvp(step)), like)
+
+    def diagonal(self) -> Tensor:
+        weights = torch.ones_like(self.residual) if self.slopes is None else self.slopes.square()
+        out = self.squared_reverse(weights)
+        return out if self.columns is None else out * self.columns.square()
+
+    def shared_preconditioner(self, damping: float | Tensor) -> Preconditioner:
+        if not self._formable:
+            raise ValueError(
+                f'preconditioner="shared": {self.label} would form a matrix of {self.rows} x '
+                f'{self.size}, which is too large; pass None or "jacobi"'
+            )
+        return self._explicit().shared_preconditioner(damping)
 
     def with_residual(self, residual: Tensor) -> SharedOperator:
         return replace(self, residual=residual)

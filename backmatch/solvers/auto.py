@@ -15,9 +15,11 @@ from .damping import Resolved
 class Auto(Cholesky):
     """:class:`Cholesky` where that is cheap, :class:`CG` at its default tolerance otherwise.
 
-    Linear layers with elementwise activations, elementwise activations alone, and any other block
-    with one side of its Jacobian at most 256 (and the Jacobian within 2^25 entries) are solved
-    directly. The report's ``solver`` names the route that ran.
+    Linear layers with elementwise activations; normalisations, pooling and activations alone; the
+    weights of convolutions (with batch norm, activation and max pooling) and their inputs where
+    the estimated flops stay below those of conjugate gradient; and any other block with one side
+    of its Jacobian at most 256 (and the Jacobian within 2^25 entries) are solved directly. The
+    report's ``solver`` names the route that ran.
 
     Args:
         damping: a float >= 0 or :class:`Relative`; 0 means minimum norm.
@@ -28,6 +30,8 @@ class Auto(Cholesky):
     """
 
     def solve(self, problem: LeastSquares, damping: Resolved | None) -> Solution:
-        if problem.direct_is_cheap:
+        assert damping is not None
+        cheap = problem.minimum_norm_is_cheap if damping.is_zero else problem.direct_is_cheap
+        if cheap:
             return super().solve(problem, damping)
         return CG(self.damping).solve(problem, damping)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from .. import checks
@@ -30,8 +31,9 @@ class CG(Solver):
         rtol: relative residual of the normal equations; ``None``: 1e-5 in float32, 1e-10 in
             float64; 0 runs exactly ``max_steps`` without a warning.
         max_steps: cap; ``None``: 10 n (at least 1).
-        preconditioner: ``None``; ``"shared"``: one Cholesky of the family at its mean scaling
-            (Linear blocks only); or a callable ``(problem, damping) -> apply`` where ``apply``
+        preconditioner: ``None``; ``"jacobi"``: the diagonal of H + damping; ``"shared"``: one
+            Cholesky of the family at its mean scaling; both for Linear and Conv2d blocks with
+            elementwise activations; or a callable ``(problem, damping) -> apply`` where ``apply``
             maps residuals (systems, n) to approximate solutions.
 
     >>> CG(damping=1e-3, max_steps=5, rtol=0)
@@ -49,11 +51,11 @@ class CG(Solver):
             object.__setattr__(self, "rtol", checks.non_negative("CG rtol", self.rtol))
         if self.max_steps is not None:
             checks.positive_int("CG max_steps", self.max_steps)
-        known = self.preconditioner in (None, "shared") or callable(self.preconditioner)
+        known = self.preconditioner in (None, "jacobi", "shared") or callable(self.preconditioner)
         if not known:
             raise ValueError(
-                'CG preconditioner must be None, "shared" or a callable (problem, damping) -> '
-                f"apply, got {self.preconditioner!r}"
+                'CG preconditioner must be None, "jacobi", "shared" or a callable '
+                f"(problem, damping) -> apply, got {self.preconditioner!r}"
             )
 
     def damping_for(self, problem: LeastSquares) -> Resolved | None:
@@ -93,7 +95,13 @@ class CG(Solver):
     ) -> Preconditioner | None:
         if self.preconditioner is None:
             return None
-        if isinstance(self.preconditioner, str):
+        inner: Preconditioner
+        if self.preconditioner == "jacobi":
+            shift = damping.unsqueeze(-1) if isinstance(damping, Tensor) else damping
+            size = problem.scale * problem.diagonal() + shift
+            inverse = torch.where(size > 0, size.reciprocal(), 1.0)
+            inner = inverse.mul
+        elif isinstance(self.preconditioner, str):
             inner = problem.shared_preconditioner(damping)
         else:
             inner = self.preconditioner(problem, damping)

@@ -89,6 +89,15 @@ class Selection:
         return missed.clamp_min_(0)
 
 
-def selects(layer: LayerMap) -> bool:
-    """Whether a map may stand in a :class:`Selection`."""
-    return isinstance(layer, (DiagonalMap, MaxPoolMap))
+def selects(maps: Sequence[LayerMap], output: Tensor) -> bool:
+    """Whether maps behind a layer with this output form a :class:`Selection`.
+
+    Max pooling must run over the layer's own maps: not over what a Flatten made of them.
+    """
+    reshaped = output.dim() != 4
+    for layer in maps:
+        if isinstance(layer, DiagonalMap):
+            reshaped = reshaped or layer.output.shape != layer.shape
+        elif reshaped or not isinstance(layer, MaxPoolMap):
+            return False
+    return True
