@@ -65,6 +65,14 @@ CASES = {
     "conv-bn-eval": Case((conv(2, 3, 2), bn(3).eval(), nn.LeakyReLU(0.1))),
     "conv-relu-max": Case((conv(2, 3, 2), nn.ReLU(), nn.MaxPool2d(2, stride=1))),
     "conv-avg": Case((conv(2, 3, 2, bias=False), nn.AvgPool2d((1, 2)))),
+    "conv-relu-avg": Case(
+        (conv(4, 6, 2, groups=2, padding=1), nn.ReLU(), nn.AvgPool2d(2)), (2, 4, 3, 4)
+    ),
+    "conv-bn-avg": Case(
+        (conv(2, 3, 2), bn(3), nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten()), coupled=True
+    ),
+    "conv-bn-eval-avg": Case((conv(2, 3, 2), bn(3).eval(), nn.GELU(), nn.AvgPool2d(2, 1, 1))),
+    "conv-max-avg": Case((conv(2, 3, 2), nn.ReLU(), nn.MaxPool2d(2, 1), nn.AvgPool2d(1, 2))),
     "conv-conv": Case((conv(2, 2, 2), nn.Tanh(), conv(2, 2, 2))),
     "conv-head": Case((conv(2, 2, 2, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(4, 3))),
     "bn": Case((bn(2),), coupled=True),

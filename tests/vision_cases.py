@@ -155,6 +155,13 @@ POOLED = [
     *(vision(f"pool-{name}", lambda p=p: above(p())) for name, p in POOLS.items()),
     vision("conv-relu-max", lambda: above(Conv(2, 3, 2), nn.ReLU(), nn.MaxPool2d(2, 1))),
     vision("conv-max-relu", lambda: above(Conv(2, 2, 2), nn.MaxPool2d((2, 1), 1), nn.ReLU(True))),
+    vision("conv-avg", lambda: above(Conv(2, 3, 2, bias=False), nn.AvgPool2d(2, 1))),
+    vision(
+        "conv-bn-relu-avg",
+        lambda: above(
+            Conv(2, 3, 2), nn.BatchNorm2d(3, eps=0.1), nn.ReLU(), nn.AdaptiveAvgPool2d(1)
+        ),
+    ),
     vision("conv-avg-tanh", lambda: above(Conv(2, 3, 2), nn.AvgPool2d(2, 1), nn.Tanh())),
     vision("ties", lambda: split("layer", Conv(1, 2, 2), nn.ReLU(), nn.MaxPool2d(2, 1))),
 ]

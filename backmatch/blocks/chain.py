@@ -11,6 +11,7 @@ from ..problems import LeastSquares, Operator
 from .base import Block, Linearisation, Named
 from .convolution import find
 from .layers import LayerMap, Point, compose
+from .layers.chain import sole
 
 
 class ChainLinearisation(Linearisation):
@@ -20,13 +21,14 @@ class ChainLinearisation(Linearisation):
         self.block, self.shape, self.layer = block, z.shape, layer
         self.output = layer.output
         self.samples = z.shape[0]
+        self.sole = sole(layer)
         self.convolution = find(layer)
-        trained = self.convolution is not None and self.convolution.layer.weight_name is not None
-        self._by_channel = self.convolution if trained else None
+        by_channel = self.convolution is not None and self.convolution.solves_weights
+        self._by_channel = self.convolution if by_channel else None
 
     def weight_problem(self, displacement: Tensor) -> LeastSquares:
-        if self.layer.solves_weights:
-            return self.layer.weight_problem(displacement)
+        if self.sole.solves_weights:
+            return self.sole.weight_problem(displacement.reshape(self.sole.output.shape))
         if self._by_channel is not None:
             return self._by_channel.weight_problem(displacement)
 
@@ -51,7 +53,7 @@ class ChainLinearisation(Linearisation):
     def weight_step(self, step: Tensor) -> Named:
         if self._by_channel is not None:
             return self._by_channel.weight_step(step)
-        return self.layer.weight_step(step) if self.layer.solves_weights else self._named(step)
+        return self.sole.weight_step(step) if self.sole.solves_weights else self._named(step)
 
     def _named(self, step: Tensor) -> Named:
         """One joint step by parameter name, in the order of ``block.trainable``."""
@@ -60,7 +62,7 @@ class ChainLinearisation(Linearisation):
         return {k: d.view(p.shape) for (k, p), d in zip(trainable.items(), parts, strict=True)}
 
     def input_problem(self, displacement: Tensor) -> LeastSquares:
-        known = self.layer.input_problem(displacement)
+        known = self.sole.input_problem(displacement.reshape(self.sole.output.shape))
         if known is None and self.convolution is not None:
             known = self.convolution.input_problem(displacement, self._label("input"))
         if known is not None:

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..problems import Normed, PatchFamily, SharedOperator
+from ..problems import LeastSquares, Normed, PatchFamily, SharedOperator, averaged
+from ..problems.dense import DENSE_ENTRIES
 from .base import Named
 from .elementwise import is_diagonal
 from .inverse import inverted_displacement
@@ -23,6 +24,7 @@ from .layers.affine import AffineMap, ConvMap, LinearMap
 from .layers.batch_norm import BatchNormMap
 from .layers.chain import ChainMap
 from .layers.diagonal import DiagonalMap
+from .layers.pool import AvgPoolMap
 from .layers.selection import Selection, selects
 
 
@@ -35,6 +37,7 @@ class Convolution:
         layer: the convolution or Linear.
         norm: the batch norm right behind it.
         after: the selection behind both.
+        average: an average pooling behind that, if there is one.
         output: of the whole block.
     """
 
@@ -42,20 +45,39 @@ class Convolution:
     layer: AffineMap
     norm: BatchNormMap | None
     after: Selection
+    average: AvgPoolMap | None
     output: Tensor
 
-    def weight_problem(self, displacement: Tensor) -> PatchFamily:
+    @property
+    def solves_weights(self) -> bool:
+        """Whether weights fall apart into channels, and Jacobians behind an average fit."""
+        if self.layer.weight_name is None or self.average is None:
+            return self.layer.weight_name is not None
+        # At most the kernel, a bias, gamma and beta.
+        unknowns = self.layer.patches.width + 3
+        return self.average.output.numel() * unknowns <= DENSE_ENTRIES
+
+    def weight_problem(self, displacement: Tensor) -> LeastSquares:
         """Systems in the order of the output channels."""
-        patches, residual = self.layer.patches, self.after.pull(displacement)
+        if self.average is None:
+            residual = self.after.pull(displacement)
+            outside = self.after.outside(displacement, residual, (0, 2, 3))
+            return self._family(self.layer.patches.to_rows(residual), outside)
+        residual = displacement.reshape(*self.average.output.shape[:2], -1)
+        first, second = (factor.to(residual) for factor in self.average.factors)
+        bare = self._family(residual.new_empty(0), None)
+        return averaged(bare, torch.kron(first, second), residual)
+
+    def _family(self, rows: Tensor, outside: Tensor | None) -> PatchFamily:
+        patches = self.layer.patches
         joint = self.norm is not None or self.after.selects
-        outside = self.after.outside(displacement, residual, (0, 2, 3))
         return PatchFamily(
             patches,
             self.layer.weight.reshape(patches.units, -1),
             self.layer.bias_name is not None,
             self.after.slopes,
-            patches.to_rows(residual),
-            1.0 / residual.shape[0],
+            rows,
+            1.0 / patches.x.shape[0],
             "joint" if joint else "unit",
             damping_group=patches.units,
             cut_group=patches.units if joint else 1,
@@ -78,7 +100,7 @@ class Convolution:
     def input_problem(self, displacement: Tensor, label: str) -> SharedOperator | None:
         """One system per sample; ``None`` where something else than slopes is around the layer."""
         layer = self.layer
-        if not isinstance(layer, ConvMap) or len(self.before) > 1:
+        if not isinstance(layer, ConvMap) or len(self.before) > 1 or self.average is not None:
             return None
         if self.before and not isinstance(self.before[0], DiagonalMap):
             return None
@@ -161,11 +183,25 @@ def find(layer: LayerMap) -> Convolution | None:
     norm = None
     if after and isinstance(after[0], BatchNormMap):
         norm, after = after[0], after[1:]
+    after, average = _split(after)
     if not selects(after, affine.output):
         return None
     patches = affine.patches
     shape = torch.Size((affine.output.shape[0], patches.units, *patches.map))
-    return Convolution(before, affine, norm, Selection(after, shape), layer.output)
+    selection = Selection(after, shape)
+    if average is not None and (selection.selects or average.shape != shape):
+        return None
+    return Convolution(before, affine, norm, selection, average, layer.output)
+
+
+def _split(after: list[LayerMap]) -> tuple[list[LayerMap], AvgPoolMap | None]:
+    """What stands before an average pooling at the end (reshapes aside), and that pooling."""
+    kept = list(after)
+    while kept and isinstance(kept[-1], DiagonalMap) and kept[-1].slopes is None:
+        kept.pop()
+    if kept and isinstance(kept[-1], AvgPoolMap):
+        return kept[:-1], kept[-1]
+    return after, None
 
 
 def _normed(layer: AffineMap, norm: BatchNormMap) -> Normed:

@@ -1,5 +1,6 @@
 """Types of least-squares problems that a block's two sides take."""
 
+from .averaged import averaged
 from .base import Direct, LeastSquares, Preconditioner
 from .batch_norm import BatchNormInputs
 from .dense import DenseBatch
@@ -29,4 +30,5 @@ __all__ = [
     "ScaleShift",
     "ScaledGram",
     "SharedOperator",
+    "averaged",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from .base import LayerMap, Named
+from .diagonal import DiagonalMap
 
 
 class ChainMap(LayerMap):
@@ -44,3 +45,11 @@ class ChainMap(LayerMap):
             if i > first:
                 u = self.maps[i].pull(u)
         return pulled
+
+
+def sole(layer: LayerMap) -> LayerMap:
+    """The one map of a chain that does more than reshape, else the chain itself."""
+    if not isinstance(layer, ChainMap):
+        return layer
+    acting = [m for m in layer.maps if not (isinstance(m, DiagonalMap) and m.slopes is None)]
+    return acting[0] if len(acting) == 1 else layer
