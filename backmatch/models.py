@@ -1,7 +1,8 @@
 """Networks as plain ``nn.Sequential`` chains, ready for :func:`backmatch.partition`.
 
-All have torch's default initialisation. Inputs have shape (m, channels, height, width), for
-:func:`mlp` (m, ...); outputs are logits of shape (m, classes). The VGG nets follow Simonyan and
+All have torch's default initialisation; the running averages of their batch norms have a momentum
+of 0.5, because exact steps move the weights far. Inputs have shape (m, channels, height, width),
+for :func:`mlp` (m, ...); outputs are logits of shape (m, classes). The VGG nets follow Simonyan and
 Zisserman (arXiv 1409.1556, 2014) with the one-layer head usual for 32x32 images, the residual net
 He, Zhang, Ren and Sun (arXiv 1512.03385, 2015), section 4.2.
 
@@ -35,8 +36,9 @@ __all__ = [
 #: Convolutions per stage; every stage ends in a 2x2 max pool.
 _VGG = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3)}
 _VGG_CHANNELS = (64, 128, 256, 512, 512)
-#: torch's default for the running averages of batch norm.
-_MOMENTUM = 0.1
+#: Of the running averages of batch norm: exact steps move the weights so far that averages with
+#: torch's 0.1 lag behind them for dozens of steps.
+_MOMENTUM = 0.5
 
 
 def mlp(
@@ -74,9 +76,6 @@ def mlp(
 def cnn(in_channels: int = 1, classes: int = 10) -> nn.Sequential:
     """A small conv net for small images: three 3x3 convolutions with batch norm and ReLU.
 
-    The running averages of its batch norms have a momentum of 0.5: exact steps move the weights
-    so far that averages with torch's 0.1 lag behind them for dozens of steps.
-
     Args:
         in_channels: channels of the images, which must be 2x2 or larger.
         classes: outputs.
@@ -88,10 +87,10 @@ def cnn(in_channels: int = 1, classes: int = 10) -> nn.Sequential:
     14458
     """
     return nn.Sequential(
-        *_conv(in_channels, 16, momentum=0.5),
-        *_conv(16, 32, momentum=0.5),
+        *_conv(in_channels, 16, momentum=_MOMENTUM),
+        *_conv(16, 32, momentum=_MOMENTUM),
         nn.MaxPool2d(2),
-        *_conv(32, 32, momentum=0.5),
+        *_conv(32, 32, momentum=_MOMENTUM),
         *_head(32, classes),
     )
 

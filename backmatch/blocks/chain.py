@@ -22,7 +22,7 @@ class ChainLinearisation(Linearisation):
         self.output = layer.output
         self.samples = z.shape[0]
         self.sole = sole(layer)
-        self.convolution = find(layer)
+        self.convolution = find(layer, self._label)
         by_channel = self.convolution is not None and self.convolution.solves_weights
         self._by_channel = self.convolution if by_channel else None
 
@@ -47,7 +47,7 @@ class ChainLinearisation(Linearisation):
             displacement.reshape(1, -1),
             1.0 / self.samples,
             "joint",
-            self._label("weight"),
+            f"the weight problem of {self._label}",
         )
 
     def weight_step(self, step: Tensor) -> Named:
@@ -64,7 +64,7 @@ class ChainLinearisation(Linearisation):
     def input_problem(self, displacement: Tensor) -> LeastSquares:
         known = self.sole.input_problem(displacement.reshape(self.sole.output.shape))
         if known is None and self.convolution is not None:
-            known = self.convolution.input_problem(displacement, self._label("input"))
+            known = self.convolution.input_problem(displacement)
         if known is not None:
             return known
         systems = 1 if self.layer.coupled else self.samples
@@ -82,22 +82,21 @@ class ChainLinearisation(Linearisation):
             displacement.reshape(systems, -1),
             1.0,
             "joint" if self.layer.coupled and self.samples > 1 else "sample",
-            self._label("input"),
+            f"the input problem of {self._label}",
         )
 
     def affine_problem(self, displacement: Tensor, clamp: float) -> LeastSquares:
         known = None
         if self.convolution is not None:
-            label = self._label("input")
-            known = self.convolution.affine_problem(displacement, clamp, self.block.leaves, label)
+            known = self.convolution.affine_problem(displacement, clamp, self.block.leaves)
         return super().affine_problem(displacement, clamp) if known is None else known
 
     def input_step(self, step: Tensor) -> Tensor:
         return step.reshape(self.shape)
 
-    def _label(self, side: str) -> str:
-        kind = type(self.block.module).__name__
-        return f"the {side} problem of block {self.block.name!r} ({kind})"
+    @property
+    def _label(self) -> str:
+        return f"block {self.block.name!r} ({type(self.block.module).__name__})"
 
 
 class ChainBlock(Block):

@@ -27,6 +27,9 @@ from .layers.diagonal import DiagonalMap
 from .layers.pool import AvgPoolMap
 from .layers.selection import Selection, selects
 
+#: Windows of an average pooling up to which the weights before it are solved per channel.
+MOST_WINDOWS = 64
+
 
 @dataclass(frozen=True)
 class Convolution:
@@ -39,6 +42,7 @@ class Convolution:
         after: the selection behind both.
         average: an average pooling behind that, if there is one.
         output: of the whole block.
+        label: the block, for messages.
     """
 
     before: list[LayerMap]
@@ -47,6 +51,7 @@ class Convolution:
     after: Selection
     average: AvgPoolMap | None
     output: Tensor
+    label: str
 
     @property
     def solves_weights(self) -> bool:
@@ -55,7 +60,9 @@ class Convolution:
             return self.layer.weight_name is not None
         # At most the kernel, a bias, gamma and beta.
         unknowns = self.layer.patches.width + 3
-        return self.average.output.numel() * unknowns <= DENSE_ENTRIES
+        fits = self.average.output.numel() * unknowns <= DENSE_ENTRIES
+        # A dense average over many windows costs more than conjugate gradient.
+        return fits and self.average.output.shape[2:].numel() <= MOST_WINDOWS
 
     def weight_problem(self, displacement: Tensor) -> LeastSquares:
         """Systems in the order of the output channels."""
@@ -83,6 +90,7 @@ class Convolution:
             cut_group=patches.units if joint else 1,
             normed=None if self.norm is None else _normed(self.layer, self.norm),
             outside=outside,
+            label=f"the weight problem of {self.label}",
         )
 
     def weight_step(self, step: Tensor) -> Named:
@@ -97,7 +105,7 @@ class Convolution:
                     named[name] = rest.pop(0)
         return named
 
-    def input_problem(self, displacement: Tensor, label: str) -> SharedOperator | None:
+    def input_problem(self, displacement: Tensor) -> SharedOperator | None:
         """One system per sample; ``None`` where something else than slopes is around the layer."""
         layer = self.layer
         if not isinstance(layer, ConvMap) or len(self.before) > 1 or self.average is not None:
@@ -111,10 +119,11 @@ class Convolution:
             after = Selection([self.norm, *after.maps], after.shape)
         residual = after.pull(displacement)
         outside = after.outside(displacement, residual, (1, 2, 3))
+        label = f"the input problem of {self.label}"
         return shared_operator(layer, self.before, residual, after.slopes, outside, label)
 
     def affine_problem(
-        self, displacement: Tensor, clamp: float, leaves: Sequence[nn.Module], label: str
+        self, displacement: Tensor, clamp: float, leaves: Sequence[nn.Module]
     ) -> SharedOperator | None:
         """The convolution's input problem once the activation behind it is inverted."""
         layer = self.layer
@@ -124,6 +133,7 @@ class Convolution:
         if not all(is_diagonal(leaf) for leaf in post):
             return None
         moved = inverted_displacement(post, layer.output, self.output, displacement, clamp)
+        label = f"the input problem of {self.label}"
         return None if moved is None else shared_operator(layer, [], moved, None, None, label)
 
 
@@ -167,7 +177,7 @@ def shared_operator(
     )
 
 
-def find(layer: LayerMap) -> Convolution | None:
+def find(layer: LayerMap, label: str) -> Convolution | None:
     """The pattern in a block's map; ``None`` where it does not fit."""
     maps = layer.maps if isinstance(layer, ChainMap) else [layer]
     places = [i for i, part in enumerate(maps) if isinstance(part, AffineMap)]
@@ -191,7 +201,7 @@ def find(layer: LayerMap) -> Convolution | None:
     selection = Selection(after, shape)
     if average is not None and (selection.selects or average.shape != shape):
         return None
-    return Convolution(before, affine, norm, selection, average, layer.output)
+    return Convolution(before, affine, norm, selection, average, layer.output, label)
 
 
 def _split(after: list[LayerMap]) -> tuple[list[LayerMap], AvgPoolMap | None]:

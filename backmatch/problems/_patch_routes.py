@@ -191,7 +191,7 @@ def _compressed(family: PatchFamily, group: int) -> Tensor:
     units = part.stop - part.start
     if not minimum_norm_fits(family):
         raise ValueError(
-            f"Cholesky: damping 0 needs a decomposition of {units} Jacobians with {n} columns, "
+            f"Cholesky: {family.label} at damping 0 decomposes {units} Jacobians with {n} columns, "
             f"above the limit of {DENSE_ENTRIES} entries; use a positive damping or CG(0.0)"
         )
     R = family.residual.new_zeros(units, 0, n + 1)

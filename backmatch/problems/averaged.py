@@ -8,9 +8,12 @@ patches, other weights for every channel: nothing is shared any more, but few ro
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
+from ..linalg import _library
 from .dense import DenseBatch
 from .patch_family import PatchFamily
 
@@ -22,12 +25,23 @@ def averaged(family: PatchFamily, average: Tensor, residual: Tensor) -> DenseBat
         family: of the weights before the average; its residual is not read.
         average: A, shape (pooled positions, positions).
         residual: r, shape (samples, units, pooled positions).
+
+    Memory: the Jacobians, and a workspace for what leads to them.
     """
     J = residual.new_zeros(family.patches.units, len(residual), len(average), family.unknowns)
+    positions, size = average.shape[1], residual.element_size()
+    # The weights of the sums, in two layouts, and the rows that come of them.
+    each = size * len(average) * (2 * positions + 2 * family.unknowns)
     for group in range(family.patches.groups):
-        part = family.patches.of_group(group)
+        units = family.patches.of_group(group)
         for rows, Z in family.patches.chunks(group):
-            _fill(family, part, rows, Z, average, J)
+            samples = slice(rows.start // positions, rows.stop // positions)
+            P = Z.view(-1, positions, Z.shape[1])
+            if family.normed is not None and family.normed.centred:
+                P = P - family.mean_of_unit[units.start]
+
+            for part in _runs(units, each * len(P)):
+                J[part, samples] = _jacobian(family, part, samples, P, average)
     return DenseBatch(
         J.flatten(1, 2),
         residual.transpose(0, 1).flatten(1),
@@ -38,33 +52,31 @@ def averaged(family: PatchFamily, average: Tensor, residual: Tensor) -> DenseBat
     )
 
 
-def _fill(
-    family: PatchFamily, part: slice, rows: slice, Z: Tensor, average: Tensor, J: Tensor
-) -> None:
-    """The Jacobians' rows of the samples whose patches are in Z (rows, K)."""
-    positions, normed = average.shape[1], family.normed
-    first, last = rows.start // positions, rows.stop // positions
-    J = J[part, first:last]
-    count, width = part.stop - part.start, family.patches.width
-    P = Z.view(last - first, positions, width)
-    if normed is not None and normed.centred:
-        P = P - family.mean_of_unit[part.start]
-    slopes = torch.ones_like(J[..., 0, 0]).unsqueeze(-1).expand(-1, -1, positions)
+def _runs(units: slice, size: int) -> Iterator[slice]:
+    """Units in runs that stay within the workspace; one takes ``size`` bytes."""
+    step = max(1, _library.WORKSPACE_BYTES // size)
+    for start in range(units.start, units.stop, step):
+        yield slice(start, min(start + step, units.stop))
+
+
+def _jacobian(
+    family: PatchFamily, part: slice, samples: slice, P: Tensor, average: Tensor
+) -> Tensor:
+    """Rows of some channels and samples, P (samples, positions, K): (units, samples, pooled, n)."""
+    count, normed = part.stop - part.start, family.normed
+    T = average.expand(count, len(P), -1, -1)
     if family.slopes is not None:
-        slopes = family.slopes[first:last, part].flatten(2).transpose(0, 1)
-    T = average * slopes.unsqueeze(2)  # (units, samples, pooled, positions)
-    flat = T.transpose(0, 1).reshape(last - first, -1, positions)
-    kernel = (flat @ P).view(last - first, count, -1, width).transpose(0, 1)
+        T = T * family.slopes[samples, part].flatten(2).transpose(0, 1).unsqueeze(2)
+    flat = T.transpose(0, 1).reshape(len(P), -1, P.shape[1])
+    kernel = (flat @ P).view(len(P), count, -1, P.shape[2]).transpose(0, 1)
     ones = T.sum(-1)
-    tail = [ones] if family.bias else []
+    tail = [ones] * int(family.bias)
     if normed is not None:
         gain = normed.gain[part].view(-1, 1, 1)
-        xhat = normed.xhat[first:last, part].flatten(2).transpose(0, 1)
+        xhat = normed.xhat[samples, part].flatten(2).transpose(0, 1)
         along = torch.einsum("uspl,usl->usp", T, xhat)
-        curvature = family.curvature[part].view(count, 1, 1, width)
+        curvature = family.curvature[part].view(count, 1, 1, -1)
         kernel = gain.unsqueeze(-1) * (kernel - along.unsqueeze(-1) * curvature)
-        tail = [torch.zeros_like(ones) if normed.centred else gain * ones] if family.bias else []
+        tail = [torch.zeros_like(ones) if normed.centred else gain * ones] * int(family.bias)
         tail += [along] * int(normed.gamma) + [ones] * int(normed.beta)
-    J[..., :width] = kernel
-    for i, column in enumerate(tail):
-        J[..., width + i] = column
+    return torch.cat([kernel, *(column.unsqueeze(-1) for column in tail)], -1)

@@ -18,6 +18,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from ..linalg import _library
 from . import _patch_routes as routes
 from .base import Direct, LeastSquares, Preconditioner, lanczos_largest
 from .patches import Patches
@@ -60,6 +61,7 @@ class PatchFamily(LeastSquares):
         bias: whether the convolution's bias is an unknown.
         slopes: s, shape (samples, units, h, w); ``None`` for ones.
         residual: shape (units, N).
+        label: block and side, for messages.
     """
 
     patches: Patches
@@ -73,6 +75,7 @@ class PatchFamily(LeastSquares):
     cut_group: int = 1
     normed: Normed | None = None
     outside: Tensor | None = None
+    label: str = "the weight problem"
 
     @property
     def unknowns(self) -> int:
@@ -177,9 +180,9 @@ class PatchFamily(LeastSquares):
             return routes.minimum_norm(self, rcond)
         if not routes.fits(self):
             raise ValueError(
-                f"Cholesky: the weight problem of a convolution with {self.unknowns} unknowns per "
-                f"output channel and {self.patches.rows} positions needs matrices above the "
-                "workspace limit; use CG(damping) or Auto"
+                f"Cholesky: {self.label} has {self.unknowns} unknowns per output unit and "
+                f"{self.patches.rows} rows, and matrices of either size are above the workspace "
+                f"of {_library.WORKSPACE_BYTES} bytes; use CG(damping) or Auto"
             )
         shift = damping[0] if isinstance(damping, Tensor) else damping
         if self.slopes is None and self.normed is None:

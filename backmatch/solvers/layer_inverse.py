@@ -16,8 +16,9 @@ class LayerInverse(Solver):
 
     With ``a = W z + b``, ``z_out = phi(a)`` and target ``zhat``: ``min_d 1/2 |W d - (phi^-1(zhat)
     - a)|^2 + damping/2 |d|^2``, where ``zhat`` is first clamped to the range of phi shrunk by
-    ``clamp`` at each bounded end. Inputs only; blocks of one Linear and at most one of LeakyReLU,
-    Tanh, Sigmoid, Softplus, ELU. Unlike the other solvers it does not linearise phi.
+    ``clamp`` at each bounded end. Inputs only; blocks of one Linear or
+    Conv2d and at most one of LeakyReLU, Tanh, Sigmoid, Softplus, ELU. Unlike the other solvers it
+    does not linearise phi.
 
     Args:
         damping: a float >= 0 or :class:`Relative` (of W^T W); 0 means minimum norm.
