@@ -17,6 +17,8 @@ from .dense import DENSE_ENTRIES, DenseBatch
 
 #: One side of a system's Jacobian up to which its trace is exact and ``Auto`` solves directly.
 EXACT_SIDE = 256
+#: The same for ``Auto`` at damping 0, where conjugate gradient takes long and stops inexactly.
+UNDAMPED_SIDE = 1024
 #: Autodiff passes up to which an explicit Jacobian is formed.
 DENSE_PASSES = 4096
 #: Hutchinson's probes for the trace of what is larger; the seed is fixed.
@@ -68,6 +70,11 @@ class Operator(LeastSquares):
     @property
     def direct_is_cheap(self) -> bool:
         return min(self.rows, self.size) <= EXACT_SIDE and self._entries <= DENSE_ENTRIES
+
+    @property
+    def minimum_norm_is_cheap(self) -> bool:
+        short = min(self.rows, self.size)
+        return short <= UNDAMPED_SIDE and self._entries <= DENSE_ENTRIES
 
     def direct(self, damping: float | Tensor, rcond: float | None) -> Direct:
         passes = min(self.rows, self.size)
