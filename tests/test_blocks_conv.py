@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 import backmatch as bm
 from backmatch.linalg import _library
+from backmatch.problems import operator
 from backmatch.training.peak_memory import PeakMemory
 
 CPU = torch.device("cpu")
+F32, F64 = torch.float32, torch.float64
 
 
 def seeded(*shape: int, seed: int = 0) -> Tensor:
@@ -90,12 +94,46 @@ def test_no_patch_matrix_of_the_whole_batch(monkeypatch, norm):
 
 
 def test_large_undamped_systems_take_cg_by_default():
-    """The factors of 300 channels with 145 unknowns are too large to hold: Auto goes on with CG."""
-    block, z = nn.Conv2d(16, 1700, 3, bias=False), seeded(1, 16, 3, 3)
+    """The factors of 1700 channels with 145 unknowns are too large to hold: Auto takes CG."""
+    block, z = nn.Sequential(nn.Conv2d(16, 1700, 3), nn.Tanh()), seeded(20, 16, 5, 5)
     record = sweep(block, z, weights=bm.Auto(0.0), inputs=bm.Gradient()).weight
     assert record.solver == "cg"
     with pytest.raises(ValueError, match=r"damping 0 .* CG"):
         sweep(block, z, weights=bm.Cholesky(0.0), inputs=bm.Gradient())
+
+
+def test_few_rows_take_little_room_at_damping_0():
+    """Ten Jacobians of 8 x 4609: R has no more rows than J, so Cholesky solves them."""
+    record = sweep(nn.Conv2d(512, 10, 3), seeded(8, 512, 3, 3), weights=bm.Cholesky(0.0)).weight
+    assert (record.solver, record.rank) == ("cholesky", 80)
+    block = nn.Sequential(nn.Conv2d(512, 10, 3), nn.Tanh())
+    assert sweep(block, seeded(8, 512, 3, 3), weights=bm.Cholesky(0.0)).weight.rank == 80
+
+
+@pytest.mark.parametrize("layer", [nn.Conv2d(1, 6, 3), nn.Conv2d(1, 6, 3, padding=1), "linear"])
+@pytest.mark.parametrize("solver", [bm.Auto(bm.Relative(0.1)), bm.CG(bm.Relative(0.1))])
+def test_float32_survives_a_mean_far_above_the_spread(layer, solver):
+    """Batch statistics take the mean off; no sum over uncentred patches may come before."""
+    z = 255 - 0.1 * torch.rand(16, 1, 12, 12, generator=torch.Generator().manual_seed(0))
+    norm: nn.Module = nn.BatchNorm2d(6)
+    if layer == "linear":
+        torch.manual_seed(0)
+        layer, norm, z = nn.Linear(9, 6), nn.BatchNorm1d(6), z.flatten()[: 16 * 9].view(16, 9)
+    block = nn.Sequential(layer, norm, nn.LeakyReLU(0.1))
+    low, high = (sweep(copy.deepcopy(block), z.to(t), weights=solver) for t in (F32, F64))
+    # The spread of z itself is known to 2^-16 / 0.1 here; batch norm hands that on.
+    assert low.weight.damping == pytest.approx(high.weight.damping, rel=1e-2)
+    size = max(float(v.abs().max()) for v in high.weight_step.values())
+    for name, want in high.weight_step.items():
+        assert (low.weight_step[name] - want).abs().max() < 0.02 * size
+
+
+def test_a_bias_that_batch_statistics_take_away_stays():
+    block = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU())
+    for solver in (bm.Cholesky(1e-3), bm.CG(1e-3), bm.Gradient()):
+        assert (
+            not sweep(block, seeded(5, 3, 6, 6).float(), weights=solver).weight_step["0.bias"].any()
+        )
 
 
 def test_a_channel_too_large_for_its_gram_names_cg(monkeypatch):
@@ -147,3 +185,70 @@ def test_layer_inverse_of_a_convolution(activation):
     report = matcher.backward(z, loss, keep=True).blocks[1]
     reached = block(z + report.input_step)
     assert torch.allclose(reached, block(z) + report.displacement, atol=1e-9)
+
+
+JOINT = {
+    "relu": [nn.Conv2d(4, 3, 2), nn.BatchNorm2d(3), nn.ReLU()],
+    "grouped": [nn.Conv2d(4, 6, (2, 3), groups=2, padding="same"), nn.BatchNorm2d(6), nn.Tanh()],
+    "pooled": [nn.Conv2d(4, 2, 3, 2, 1), nn.BatchNorm2d(2, affine=False), nn.MaxPool2d(2, 1)],
+    "dilated": [nn.Conv2d(4, 4, 2, groups=4, padding=1, dilation=2), nn.BatchNorm2d(4)],
+}
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+@pytest.mark.parametrize("name", JOINT)
+def test_the_trace_behind_batch_statistics_is_exact_at_any_size(monkeypatch, name):
+    """The same damping as from the dense Jacobian, which the limits rule out the second time."""
+    block, z = nn.Sequential(*JOINT[name]), seeded(3, 4, 5, 6)
+    solver = bm.CG(bm.Relative(0.1), rtol=1e-12)
+    dense = sweep(copy.deepcopy(block), z, inputs=solver, weights=bm.Gradient()).input
+    for constant in ("EXACT_SIDE", "UNDAMPED_SIDE"):
+        monkeypatch.setattr(operator, constant, 0)
+    free = sweep(copy.deepcopy(block), z, inputs=solver, weights=bm.Gradient()).input
+    assert free.trace == "exact"
+    assert free.damping == pytest.approx(dense.damping, rel=1e-12)
+
+
+def test_the_trace_of_a_joint_linear_is_exact():
+    block = nn.Sequential(nn.Linear(40, 30), nn.BatchNorm1d(30), nn.ReLU())
+    z = seeded(20, 40)
+    found = sweep(block, z, inputs=bm.CG(bm.Relative(0.1)), weights=bm.Gradient()).input
+    J = torch.autograd.functional.jacobian(block, z).reshape(600, 800)
+    assert found.damping == pytest.approx(0.1 * float(J.square().sum()) / 800, rel=1e-10)
+
+
+def test_the_order_of_the_batch_does_not_matter_by_default():
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(2, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2)]
+    model = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), *layers).double()
+    z, order = seeded(20, 1, 8, 8), torch.randperm(20, generator=torch.Generator().manual_seed(1))
+    matcher = bm.BackMatching(bm.partition(model))
+    straight = matcher.backward(z, half_square, keep=True).blocks
+    mixed = matcher.backward(z[order], half_square, keep=True).blocks
+    assert straight[1].input.systems == 1
+    size = straight[0].displacement.abs().max()
+    # Conjugate gradient stops at a residual of 1e-10.
+    assert (mixed[0].displacement - straight[0].displacement[order]).abs().max() < 1e-7 * size
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d(4), nn.GroupNorm(2, 4)], ids=["batch", "group"])
+@pytest.mark.parametrize("order", ["simultaneous", "sequential"])
+def test_dropout_behind_a_norm_keeps_its_mask_on_channels_last_maps(norm, order):
+    """The mask is drawn in the order of memory: every evaluation must have the same layout."""
+    torch.manual_seed(0)
+    block = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), norm, nn.Dropout(0.5)).double()
+    block = block.to(memory_format=torch.channels_last)
+    z = seeded(4, 2, 6, 6).contiguous(memory_format=torch.channels_last)
+    torch.manual_seed(5)
+    want = copy.deepcopy(block)(z)
+    torch.manual_seed(5)
+    matcher = bm.BackMatching(
+        [nn.Identity(), block], weights=bm.Gradient(), inputs=bm.Gradient(), order=order
+    )
+    step = matcher.backward(z, lambda out: 0.0 * out.sum(), keep=True)
+    assert torch.equal(step.output, want)
+    assert not step.blocks[1].input_step.any()
+    (_, report) = bm.audit(
+        matcher, z, half_square, optimizer=torch.optim.SGD(block.parameters(), 0)
+    )
+    assert report.local.norm == 0.0

@@ -83,6 +83,7 @@ class ChainLinearisation(Linearisation):
             1.0,
             "joint" if self.layer.coupled and self.samples > 1 else "sample",
             f"the input problem of {self._label}",
+            known_traces=None if self.convolution is None else self.convolution.joint_trace(),
         )
 
     def affine_problem(self, displacement: Tensor, clamp: float) -> LeastSquares:

@@ -8,13 +8,13 @@ convolution among elementwise modules: one operator for all samples (:class:`Sha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from ..problems import LeastSquares, Normed, PatchFamily, SharedOperator, averaged
+from ..problems import LeastSquares, Normed, PatchFamily, SharedOperator, averaged, normed_trace
 from ..problems.dense import DENSE_ENTRIES
 from .base import Named
 from .elementwise import is_diagonal
@@ -77,10 +77,11 @@ class Convolution:
 
     def _family(self, rows: Tensor, outside: Tensor | None) -> PatchFamily:
         patches = self.layer.patches
+        if self.norm is not None and self.norm.coupled and not self.layer.padded:
+            patches = patches.shifted()
         joint = self.norm is not None or self.after.selects
         return PatchFamily(
             patches,
-            self.layer.weight.reshape(patches.units, -1),
             self.layer.bias_name is not None,
             self.after.slopes,
             rows,
@@ -121,6 +122,22 @@ class Convolution:
         outside = after.outside(displacement, residual, (1, 2, 3))
         label = f"the input problem of {self.label}"
         return shared_operator(layer, self.before, residual, after.slopes, outside, label)
+
+    def joint_trace(self) -> Callable[[], Tensor] | None:
+        """The trace of the input problem of all samples; ``None`` where it must be estimated."""
+        norm, layer = self.norm, self.layer
+        if norm is None or not norm.coupled or self.before or self.average is not None:
+            return None
+
+        def trace() -> Tensor:
+            patches = layer.patches
+            weight = layer.weight.reshape(patches.units, -1, *patches.kernel)
+            sides = (layer.shape[2], layer.shape[3]) if isinstance(layer, ConvMap) else (1, 1)
+            xhat = norm.xhat.reshape(norm.xhat.shape[0], patches.units, *patches.map)
+            found = normed_trace(patches, weight, sides, xhat, norm.gain, self.after.slopes)
+            return found.reshape(1)
+
+        return trace
 
     def affine_problem(
         self, displacement: Tensor, clamp: float, leaves: Sequence[nn.Module]
@@ -215,16 +232,10 @@ def _split(after: list[LayerMap]) -> tuple[list[LayerMap], AvgPoolMap | None]:
 
 
 def _normed(layer: AffineMap, norm: BatchNormMap) -> Normed:
-    offset = torch.zeros_like(norm.gain)
-    if not norm.coupled:
-        # xhat = (P w + bias - running mean) / s
-        shift = -norm.mean if layer.bias is None else layer.bias - norm.mean
-        offset = shift * norm.rate
     shape = (norm.xhat.shape[0], layer.patches.units, *layer.patches.map)
 
     def push(t: Tensor) -> Tensor:
         return norm.push(t.reshape(norm.xhat.shape)).reshape(shape)
 
     gamma, beta = (name is not None for name in (norm.gamma_name, norm.beta_name))
-    xhat = norm.xhat.reshape(shape)
-    return Normed(xhat, norm.gain, norm.rate, offset, norm.coupled, gamma, beta, push)
+    return Normed(norm.xhat.reshape(shape), norm.gain, norm.coupled, gamma, beta, push)

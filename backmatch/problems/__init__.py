@@ -7,6 +7,7 @@ from .dense import DenseBatch
 from .diagonal import Diagonal
 from .kronecker import Kronecker
 from .layer_norm import LayerNormInputs
+from .normed_trace import normed_trace
 from .operator import Operator
 from .patch_family import Normed, PatchFamily
 from .patches import Patches
@@ -31,4 +32,5 @@ __all__ = [
     "ScaledGram",
     "SharedOperator",
     "averaged",
+    "normed_trace",
 ]

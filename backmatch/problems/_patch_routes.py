@@ -2,8 +2,7 @@
 
 - :func:`shared`, neither slopes nor norm: one Cholesky factor per group, primal or dual;
 - :func:`solve`: one weighted patch Gram per channel (primal), or one matrix over the active rows
-  per channel (dual), whichever costs less;
-- :func:`minimum_norm`, damping 0: singular values of J after a chunked QR factorisation.
+  per channel (dual), whichever costs less.
 
 Patches come in chunks, channels come in chunks: nothing grows with batch * positions * K or with
 channels * K^2 beyond the workspace.
@@ -19,17 +18,14 @@ from torch import Tensor
 from ..linalg import _library, scaled_gram_solve_ex, spd_solve_ex
 from ..linalg._library import in_chunks
 from ..linalg.ridge import DUAL_FLOOR
-from ._patch_units import gram_of_units, normed_dual, rows_of_units
+from ._patch_units import gram_of_units, normed_dual
 from .base import Direct, Preconditioner
-from .dense import DENSE_ENTRIES
 
 if TYPE_CHECKING:
     from .patch_family import PatchFamily
 
 #: Flops that are always worth a direct solve.
 SMALL = 2e9
-#: Entries of explicit Jacobian rows that the minimum norm holds at a time.
-WORKSPACE_ROWS = 2**22
 
 Shift = float | Tensor
 
@@ -157,52 +153,6 @@ def _primal(family: PatchFamily, damping: Shift) -> Direct:
 
         in_chunks(each, 3 * n**2 * step.element_size(), work)
     return Direct(step, info)
-
-
-def minimum_norm(family: PatchFamily, rcond: float | None) -> Direct:
-    """pinv(J) r through the singular values of J, whose rows come and go in chunks.
-
-    A chunked QR factorisation of [J r] keeps R (at most (n + 1) x (n + 1) per channel) only: R has
-    the singular values of J, to rounding, and its last column is Q^T r.
-    """
-    n, systems = family.unknowns, family.systems
-    R = torch.cat([_compressed(family, group) for group in range(family.patches.groups)])
-    U, sigma, Vh = torch.linalg.svd(R[:, :, :n], full_matrices=False)
-    size = max(family.patches.rows, n) * family.cut_group
-    eps = torch.finfo(sigma.dtype).eps
-    cut = (size * eps) ** 0.5 if rcond is None else rcond
-    largest = sigma[:, 0].view(-1, family.cut_group).amax(1).repeat_interleave(family.cut_group)
-    kept = sigma > cut * largest.unsqueeze(1)
-    inverse = torch.where(kept, sigma.reciprocal(), 0)
-    coefficients = (U.mT @ R[:, :, n:]).squeeze(2) * inverse
-    step = torch.einsum("snk,sk->sn", Vh.mT, coefficients)
-    return Direct(step.reshape(systems, n), rank=int(kept.sum()))
-
-
-def minimum_norm_fits(family: PatchFamily) -> bool:
-    """Whether the triangular factors of all channels of a group may be held."""
-    units = family.patches.units // family.patches.groups
-    return units * (family.unknowns + 1) ** 2 <= DENSE_ENTRIES
-
-
-def _compressed(family: PatchFamily, group: int) -> Tensor:
-    """R of the QR factorisation of [J_j r_j] for every channel of a group: (units, k, n + 1)."""
-    n, part = family.unknowns, family.patches.of_group(group)
-    units = part.stop - part.start
-    if not minimum_norm_fits(family):
-        raise ValueError(
-            f"Cholesky: {family.label} at damping 0 decomposes {units} Jacobians with {n} columns, "
-            f"above the limit of {DENSE_ENTRIES} entries; use a positive damping or CG(0.0)"
-        )
-    R = family.residual.new_zeros(units, 0, n + 1)
-    size = max(1, WORKSPACE_ROWS // (units * (n + 1)))
-    for rows, Z in family.patches.chunks(group):
-        for start in range(0, len(Z), size):
-            at = slice(rows.start + start, rows.start + min(start + size, len(Z)))
-            J = rows_of_units(family, part, at, Z[start : start + size])
-            r = family.residual[part, at].unsqueeze(2)
-            R = torch.linalg.qr(torch.cat([R, torch.cat([J, r], 2)], 1), mode="r").R
-    return R
 
 
 def mean_preconditioner(family: PatchFamily, damping: Shift) -> Preconditioner:

@@ -1,8 +1,7 @@
 """The matrices of single channels of a :class:`PatchFamily`, for its direct routes.
 
 With a batch norm behind the convolution, every matrix is that of the bare patches and a correction
-of rank 2 (derived here): P - mean are the centred patches, xhat = (P - mean) v + c 1 with v = w/s,
-and J = diag(s) [g (P - mean - xhat b^T)  bias  xhat  1].
+of rank 2 (derived here): J = diag(s) [g (P - xhat b^T)  bias  xhat  1] with centred patches P.
 """
 
 from __future__ import annotations
@@ -21,8 +20,8 @@ if TYPE_CHECKING:
     from .patch_family import Normed, PatchFamily
 
 
-def rows_of_units(family: PatchFamily, part: slice, at: slice, Z: Tensor) -> Tensor:
-    """Explicit rows of the Jacobians: Z (rows, K) -> (units, rows, n)."""
+def rows_of_units(family: PatchFamily, group: int, part: slice, at: slice, Z: Tensor) -> Tensor:
+    """Explicit rows of the Jacobians of units of one group: Z (rows, K) -> (units, rows, n)."""
     units, normed = part.stop - part.start, family.normed
     J = Z.new_zeros(units, len(Z), family.unknowns)
     width, column = family.patches.width, family.patches.width
@@ -32,10 +31,9 @@ def rows_of_units(family: PatchFamily, part: slice, at: slice, Z: Tensor) -> Ten
             J[..., column] = 1
     else:
         gain = normed.gain[part].view(-1, 1)
-        xhat = family.patches.to_rows(normed.xhat[:, part])[:, at]
-        if normed.centred:
-            Z = Z - family.mean_of_unit[part.start]
-        b = family.curvature[part]
+        found = family.moments
+        xhat, b = found.xhat[part, at], found.b[part]
+        Z = found.centre(Z.clone(), group)
         J[..., :width] = gain.unsqueeze(2) * (Z - xhat.unsqueeze(2) * b.unsqueeze(1))
         if family.bias:
             J[..., column] = 0 if normed.centred else gain
@@ -54,15 +52,16 @@ def gram_of_units(family: PatchFamily, group: int, part: slice) -> Tensor:
     """J_j^T J_j for the channels of ``part``, all of one group: (units, n, n)."""
     normed = family.normed
     extra = int(family.bias) if normed is None else 1
-    if family.slopes is None:
+    if normed is not None:
+        w = family.moments.weights[part]
+    elif family.slopes is None:
         w = torch.ones_like(family.residual[part])
     else:
         w = family.patches.to_rows(family.slopes[:, part].square())
-    centre = normed is not None and normed.centred
     total: Tensor | None = None
     for rows, Z in family.patches.chunks(group, columns=extra):
-        if centre:
-            Z[:, : family.patches.width] -= family.mean_of_unit[part.start]
+        if normed is not None:
+            family.moments.centre(Z[:, : family.patches.width], group)
         G = weighted_gram_unchecked(Z, w[:, rows])
         total = G if total is None else total.add_(G)
     assert total is not None
@@ -72,14 +71,10 @@ def gram_of_units(family: PatchFamily, group: int, part: slice) -> Tensor:
 def _with_norm(family: PatchFamily, normed: Normed, part: slice, G: Tensor) -> Tensor:
     """From [P 1]^T S^2 [P 1], P centred where the norm is, to J^T J."""
     K = family.patches.width
-    A, h, count = G[:, :K, :K], G[:, :K, K], G[:, K, K]
-    v, c = family.direction[0][part], family.direction[1][part]
-    b, gain = family.curvature[part], normed.gain[part]
-    Av = (A @ v.unsqueeze(2)).squeeze(2)
-    hv = (h * v).sum(1)
-    p = Av + c[:, None] * h  # P^T S^2 xhat
-    q = (v * Av).sum(1) + 2 * c * hv + c.square() * count  # xhat^T S^2 xhat
-    t = hv + c * count  # 1^T S^2 xhat
+    A, h = G[:, :K, :K], G[:, :K, K]
+    found, gain = family.moments, normed.gain[part]
+    b, p = found.b[part], found.p[part]
+    count, t, q = found.count[part], found.t[part], found.q[part]
     H = G.new_zeros(len(G), family.unknowns, family.unknowns)
     corner = H[:, :K, :K]
     corner.copy_(A)
@@ -121,18 +116,21 @@ def normed_dual(family: PatchFamily, damping: float | Tensor) -> Direct:
         s = patches.to_rows(family.slopes)
     order = torch.argsort((s == 0).to(torch.int8), dim=1, stable=True)
     most = max(1, int((s != 0).sum(1).max()))
-    corrections = _dual_corrections(family)
+    xhat = patches.to_rows(family.normed.xhat) if family.normed is not None else s
     y = torch.zeros_like(family.residual)
     info = torch.zeros(family.systems, dtype=torch.int32, device=y.device)
     assert family.normed is not None
     for group in range(patches.groups):
         K = patches.dual(group, centred=family.normed.centred)
-        first = patches.of_group(group).start
+        units = patches.of_group(group)
+        along = _along(family.normed, K, xhat[units])
 
-        def work(local: slice, K: Tensor = K, first: int = first) -> None:
+        def work(
+            local: slice, K: Tensor = K, first: int = units.start, along: Tensor = along
+        ) -> None:
             part = slice(first + local.start, first + local.stop)
             index = order[part, :most]
-            M = _dual_matrix(family, K, part, index, corrections)
+            M = _dual_matrix(family, K, part, index, xhat[part], along[local])
             slope = s[part].gather(1, index)
             M.mul_(slope.unsqueeze(2)).mul_(slope.unsqueeze(1))
             r = family.residual[part].gather(1, index).unsqueeze(2)
@@ -143,25 +141,22 @@ def normed_dual(family: PatchFamily, damping: float | Tensor) -> Direct:
     return Direct(family.vjp(y), info)
 
 
-def _dual_corrections(family: PatchFamily) -> tuple[Tensor, Tensor]:
-    """xhat_j and (P - mean) b_j as rows (units, N)."""
-    assert family.normed is not None
-    b = family.curvature
-    along = family.patches.to_rows(family.patches.apply(b))
-    along -= (family.mean_of_unit * b).sum(1, keepdim=True)
-    return family.patches.to_rows(family.normed.xhat), along
+def _along(normed: Normed, K: Tensor, xhat: Tensor) -> Tensor:
+    """P b = P P^T xhat / N as rows (units, N); 0 without batch statistics."""
+    return xhat @ K / K.shape[0] if normed.centred else torch.zeros_like(xhat)
 
 
 def _dual_matrix(
-    family: PatchFamily, K: Tensor, part: slice, index: Tensor, corrections: tuple[Tensor, Tensor]
+    family: PatchFamily, K: Tensor, part: slice, index: Tensor, xhat: Tensor, along: Tensor
 ) -> Tensor:
     """J_j J_j^T without the slopes, at the rows ``index`` (units, a): (units, a, a)."""
     normed = family.normed
     assert normed is not None
-    x, a = (value[part].gather(1, index) for value in corrections)
+    x, a = (value.gather(1, index) for value in (xhat, along))
     gain = normed.gain[part].square().unsqueeze(1)
-    b = family.curvature[part]
-    along_xhat = gain * b.square().sum(1, keepdim=True) + float(normed.gamma)
+    # |b|^2 = xhat^T P b / N
+    square = (xhat * along).sum(1, keepdim=True) / K.shape[0]
+    along_xhat = gain * square + float(normed.gamma)
     constant = torch.full_like(gain, float(normed.beta))
     if family.bias and not normed.centred:
         constant = constant + gain

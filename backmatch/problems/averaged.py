@@ -37,8 +37,8 @@ def averaged(family: PatchFamily, average: Tensor, residual: Tensor) -> DenseBat
         for rows, Z in family.patches.chunks(group):
             samples = slice(rows.start // positions, rows.stop // positions)
             P = Z.view(-1, positions, Z.shape[1])
-            if family.normed is not None and family.normed.centred:
-                P = P - family.mean_of_unit[units.start]
+            if family.normed is not None:
+                P = family.moments.centre(P, group)
 
             for part in _runs(units, each * len(P)):
                 J[part, samples] = _jacobian(family, part, samples, P, average)
@@ -75,7 +75,7 @@ def _jacobian(
         gain = normed.gain[part].view(-1, 1, 1)
         xhat = normed.xhat[samples, part].flatten(2).transpose(0, 1)
         along = torch.einsum("uspl,usl->usp", T, xhat)
-        curvature = family.curvature[part].view(count, 1, 1, -1)
+        curvature = family.moments.b[part].view(count, 1, 1, -1)
         kernel = gain.unsqueeze(-1) * (kernel - along.unsqueeze(-1) * curvature)
         tail = [torch.zeros_like(ones) if normed.centred else gain * ones] * int(family.bias)
         tail += [along] * int(normed.gamma) + [ones] * int(normed.beta)

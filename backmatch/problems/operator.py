@@ -34,6 +34,7 @@ class Operator(LeastSquares):
         reverse: J^T u, (systems, rows) -> (systems, n).
         size: n.
         label: block and side, for messages.
+        known_traces: tr(J^T J) of each system where it can be had without a probe.
     """
 
     forward: Callable[[Tensor], Tensor]
@@ -45,6 +46,7 @@ class Operator(LeastSquares):
     label: str
     damping_group: int = 1
     cut_group: int = 1
+    known_traces: Callable[[], Tensor] | None = None
     #: The explicit Jacobian survives :meth:`with_residual`: one list shared by the copies.
     _dense_cache: list[Tensor] = field(default_factory=list, repr=False)
 
@@ -89,6 +91,8 @@ class Operator(LeastSquares):
     def traces(self) -> tuple[Tensor, bool]:
         if self._dense_cache or self.direct_is_cheap:
             return self._dense().traces()
+        if self.known_traces is not None:
+            return self.known_traces(), True
         if min(self.rows, self.size) <= EXACT_SIDE:
             return self._exact_traces(), True
         generator = torch.Generator().manual_seed(PROBE_SEED)

@@ -20,6 +20,8 @@ from torch import Tensor
 
 from ..linalg import _library
 from . import _patch_routes as routes
+from . import _patch_undamped as undamped
+from ._patch_moments import Moments, moments
 from .base import Direct, LeastSquares, Preconditioner, lanczos_largest
 from .patches import Patches
 
@@ -34,8 +36,6 @@ class Normed:
     Attributes:
         xhat: the normalised input, shape (samples, channels, h, w).
         gain: gamma / s, shape (channels,).
-        rate: 1 / s, shape (channels,).
-        offset: c of xhat = (P - mean) w / s + c: 0 with batch statistics.
         centred: whether it uses batch statistics, which depend on the weights.
         gamma, beta: whether they are unknowns.
         push: product with its Jacobian, which is symmetric, on (samples, channels, h, w).
@@ -43,8 +43,6 @@ class Normed:
 
     xhat: Tensor
     gain: Tensor
-    rate: Tensor
-    offset: Tensor
     centred: bool
     gamma: bool
     beta: bool
@@ -57,7 +55,6 @@ class PatchFamily(LeastSquares):
 
     Attributes:
         patches: P of all groups.
-        weight: (units, K), the kernel at this point; read with a batch norm only.
         bias: whether the convolution's bias is an unknown.
         slopes: s, shape (samples, units, h, w); ``None`` for ones.
         residual: shape (units, N).
@@ -65,7 +62,6 @@ class PatchFamily(LeastSquares):
     """
 
     patches: Patches
-    weight: Tensor
     bias: bool
     slopes: Tensor | None
     residual: Tensor
@@ -96,8 +92,9 @@ class PatchFamily(LeastSquares):
         width = self.patches.width
         rest = list(step[:, width:].unbind(1))
         out = self.patches.apply(step[:, :width].contiguous())
-        if self.bias:
-            out = out + _per_channel(rest.pop(0))
+        bias = rest.pop(0) if self.bias else None
+        if bias is not None:
+            out = out + _per_channel(bias)
         if self.normed is not None:
             out = self.normed.push(out)
             if self.normed.gamma:
@@ -118,7 +115,9 @@ class PatchFamily(LeastSquares):
                 tail.append(u.sum((0, 2, 3)))
             u = self.normed.push(u)
         if self.bias:
-            tail.insert(0, u.sum((0, 2, 3)))
+            # Batch statistics take any constant away again: exactly 0, not what rounding leaves.
+            lost = self.normed is not None and self.normed.centred
+            tail.insert(0, u.new_zeros(u.shape[1]) if lost else u.sum((0, 2, 3)))
         kernel = self.patches.adjoint(u)
         return torch.cat([kernel, *(t.unsqueeze(1) for t in tail)], 1) if tail else kernel
 
@@ -128,41 +127,24 @@ class PatchFamily(LeastSquares):
     @cached_property
     def unit_traces(self) -> Tensor:
         """tr(J_j^T J_j) of every unit, shape (units,)."""
-        each = self.patches.units // self.patches.groups
-        squares = self.patches.squares().repeat_interleave(each, 1)
-        w = torch.ones_like(squares) if self.slopes is None else self.slopes.square()
         if self.normed is None:
-            return (w * (squares + float(self.bias))).sum((0, 2, 3))
-        xhat, gain = self.normed.xhat, self.normed.gain.square()
-        ones = w.sum((0, 2, 3))
-        curved = (w * xhat.square()).sum((0, 2, 3))
-        total = curved * float(self.normed.gamma) + ones * float(self.normed.beta)
+            each = self.patches.units // self.patches.groups
+            squares = self.patches.squares().repeat_interleave(each, 1) + float(self.bias)
+            w = torch.ones_like(squares) if self.slopes is None else self.slopes.square()
+            return (w * squares).sum((0, 2, 3))
+        found, gain = self.moments, self.normed.gain.square()
+        total = found.q * float(self.normed.gamma) + found.count * float(self.normed.beta)
         if not self.normed.centred:
-            return total + gain * ((w * squares).sum((0, 2, 3)) + ones * float(self.bias))
-        # sum_r w_r |P_r - mean - xhat_r b|^2, expanded; (P - mean) b is a convolution of its own.
-        mean, b = self.mean_of_unit, self.curvature
-        moved = self.patches.apply(mean) * 2 - _per_channel(mean.square().sum(1))
-        along = self.patches.apply(b) - _per_channel((mean * b).sum(1))
-        spread = (w * (squares - moved - 2 * xhat * along)).sum((0, 2, 3))
-        return total + gain * (spread + curved * b.square().sum(1))
+            return total + gain * (found.squares + found.count * float(self.bias))
+        # sum_r w_r |P_r - xhat_r b|^2; rounding must not leave a negative sum.
+        along = (found.b * found.p).sum(1) * 2 - found.q * found.b.square().sum(1)
+        return total + gain * (found.squares - along).clamp_min(0.0)
 
     @cached_property
-    def mean_of_unit(self) -> Tensor:
-        """Mean patch of each unit's group, shape (units, K)."""
-        return self.patches.mean().repeat_interleave(self.patches.units // self.patches.groups, 0)
-
-    @cached_property
-    def curvature(self) -> Tensor:
-        """b_j = P^T xhat_j / N, shape (units, K); 0 without batch statistics."""
-        if self.normed is None or not self.normed.centred:
-            return torch.zeros_like(self.weight)
-        return self.patches.adjoint(self.normed.xhat) / self.patches.rows
-
-    @cached_property
-    def direction(self) -> tuple[Tensor, Tensor]:
-        """v and c of xhat = (P - mean) v + c 1, shapes (units, K) and (units,)."""
+    def moments(self) -> Moments:
+        """Sums over the patches that every route with a batch norm needs."""
         assert self.normed is not None
-        return self.weight * self.normed.rate.unsqueeze(1), self.normed.offset
+        return moments(self, self.normed)
 
     @property
     def direct_is_cheap(self) -> bool:
@@ -173,11 +155,11 @@ class PatchFamily(LeastSquares):
 
     @property
     def minimum_norm_is_cheap(self) -> bool:
-        return routes.minimum_norm_fits(self) and self.direct_is_cheap
+        return undamped.minimum_norm_fits(self) and self.direct_is_cheap
 
     def direct(self, damping: float | Tensor, rcond: float | None) -> Direct:
         if isinstance(damping, float) and damping == 0.0:
-            return routes.minimum_norm(self, rcond)
+            return undamped.minimum_norm(self, rcond)
         if not routes.fits(self):
             raise ValueError(
                 f"Cholesky: {self.label} has {self.unknowns} unknowns per output unit and "

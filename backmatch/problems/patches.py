@@ -8,7 +8,7 @@ channels of a group share it, so a convolution is Z_g W_g^T.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch.nn.functional as nnf
 from torch import Tensor
@@ -56,6 +56,15 @@ class Patches:
         """N, samples times positions."""
         high, wide = self.map
         return self.x.shape[0] * high * wide
+
+    def shifted(self) -> Patches:
+        """The same with every channel's mean taken off ``x``, in two steps: a large one is rounded.
+
+        Without padding this moves all rows of a group by one vector, which batch statistics take
+        off anyway, with more digits lost.
+        """
+        x = self.x.sub(self.x.mean((0, 2, 3), keepdim=True))
+        return replace(self, x=x.sub_(x.mean((0, 2, 3), keepdim=True)))
 
     def apply(self, weight: Tensor) -> Tensor:
         """Z W^T: weight (units, K) -> (samples, units, height, width)."""
@@ -115,8 +124,8 @@ class Patches:
         for start in range(channels.start, channels.stop, step):
             part = self.x[:, start : min(start + step, channels.stop)]
             Z = self._unfold(part).transpose(1, 2).reshape(self.rows, -1)
-            if centred:
-                Z -= Z.mean(0)
+            if centred:  # twice: a large mean is rounded
+                Z.sub_(Z.mean(0)).sub_(Z.mean(0))
             K.addmm_(Z, Z.t())
         return K
 

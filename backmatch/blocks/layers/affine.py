@@ -33,6 +33,9 @@ class AffineMap(LayerMap):
             if name is not None and value is not None:
                 self.parameters[name] = tuple(value.shape)
 
+    #: Whether zeros stand around the input.
+    padded = False
+
     @property
     @abstractmethod
     def patches(self) -> Patches:
@@ -97,6 +100,7 @@ class ConvMap(AffineMap):
         self.stride, self.dilation = _pair(layer.stride), _pair(layer.dilation)
         self.groups = layer.groups
         self.padding, self.extra = _padding(layer, self.kernel, self.dilation)
+        self.padded = any((*self.padding, *self.extra))
         self.x = self._padded(z)
         self.output = self._conv(self.x, self.weight, self.bias)
 

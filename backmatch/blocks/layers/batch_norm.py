@@ -58,8 +58,12 @@ class BatchStatistics(BatchNormMap):
         output, self.mean, self.rate = torch.native_batch_norm(
             self.z, self.gamma, self.beta, None, None, True, 0.0, layer.eps
         )
-        # The layer's own forward pass moves its running statistics.
-        self.output = layer.forward(z).detach() if point.is_real else output
+        if point.is_real:  # the layer's own forward pass moves its running statistics
+            output = layer.forward(z).detach()
+        elif output.stride() != z.stride():
+            # Dropout behind it draws its mask in the order of memory: the same in every pass.
+            output = nnf.batch_norm(z, None, None, self.gamma, self.beta, True, 0.0, layer.eps)
+        self.output = output
         self.gain = self._scaled(self.rate)
 
     def push(self, dz: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as nnf
 from torch import Tensor, nn
 
 from ...problems import LayerNormInputs, LeastSquares
@@ -89,6 +90,8 @@ class GroupNormMap(NormMap):
         self.output, self.mean, self.rate = torch.native_group_norm(
             self.z, self.gamma, self.beta, *self.size, self.groups, layer.eps
         )
+        if self.z is not z:  # dropout behind it draws its mask in the order of memory
+            self.output = nnf.group_norm(z, self.groups, self.gamma, self.beta, layer.eps)
 
     def push(self, dz: Tensor) -> Tensor:
         pushed = self._standardise(dz, None, [True, False, False])[0]
