@@ -39,6 +39,9 @@ def normed_trace(
     """
     squares = torch.ones_like(xhat) if slopes is None else slopes.square()
     samples, units = xhat.shape[:2]
+    # Inner products over the input channels only: R of a QR factorisation has the same ones.
+    R = torch.linalg.qr(weight.flatten(2), mode="r").R
+    weight = R.reshape(units, -1, *weight.shape[2:])
     each = 4 * samples * weight.shape[1] * patches.x[0, 0].numel() * xhat.element_size()
     step = max(1, _library.WORKSPACE_BYTES // 2 // each)
     total = xhat.new_zeros(())
