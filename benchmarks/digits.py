@@ -36,7 +36,6 @@ HERE = Path(__file__).resolve().parent
 RESULTS, README = HERE / "results" / "digits.json", HERE.parent / "README.md"
 VERSIONS = {"python": platform.python_version(), **versions()}
 CPU_INFO = Path("/proc/cpuinfo")
-BEGIN, END = "<!-- digits: begin -->", "<!-- digits: end -->"
 SEEDS, TUNING_SEEDS = range(10), range(100, 103)
 EPOCHS, BATCH, HELD_OUT = 5, 128, 280
 
@@ -76,7 +75,7 @@ def main() -> None:
     parser.add_argument("--readme", action="store_true", help="put the stored table into README.md")
     arguments = parser.parse_args()
     if arguments.readme:
-        insert(table(json.loads(RESULTS.read_text())))
+        insert(table(json.loads(RESULTS.read_text())), "digits")
         return
     torch.set_num_threads(arguments.threads)
     results = measure()
@@ -188,12 +187,14 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join([*lines, "", where])
 
 
-def insert(text: str) -> None:
-    before, _, rest = README.read_text().partition(BEGIN)
-    _, found, after = rest.partition(END)
+def insert(text: str, name: str) -> None:
+    """Put text between the markers of that name in README.md."""
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    before, _, rest = README.read_text().partition(begin)
+    _, found, after = rest.partition(end)
     if not found:
-        raise SystemExit(f"{README}: the markers {BEGIN} and {END} are missing")
-    README.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+        raise SystemExit(f"{README}: the markers {begin} and {end} are missing")
+    README.write_text(f"{before}{begin}\n{text}\n{end}{after}")
 
 
 if __name__ == "__main__":

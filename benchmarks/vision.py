@@ -1,6 +1,7 @@
 """Convolutional nets: accuracy, whole steps and single problems, each beside its peer.
 
     python benchmarks/vision.py            # run, store results/vision.json, print the tables
+    python benchmarks/vision.py --readme   # put stored tables into README.md, run nothing
 
 - Accuracy of the small conv net on the digits after 5 epochs: the defaults beside back-propagation
   with rates chosen on held-out training samples (as in digits.py).
@@ -38,7 +39,7 @@ from backmatch.training.peak_memory import PeakMemory
 
 RESULTS = Path(__file__).resolve().parent / "results" / "vision.json"
 CPU = torch.device("cpu")
-SEEDS = range(3)
+SEEDS, EPOCHS = range(3), ("epoch_1", "epoch_5")
 BP = {"method": "bp", "model": "cnn"}
 METHODS = (
     digits.Method("back-propagation, SGD, momentum 0.9", {**BP, "momentum": 0.9}, (0.03, 0.1, 0.3)),
@@ -59,7 +60,12 @@ Candidates = dict[str, Callable[[], Any]]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--threads", type=int, default=2, metavar="N", help="default 2")
-    torch.set_num_threads(parser.parse_args().threads)
+    parser.add_argument("--readme", action="store_true", help="put stored tables into README.md")
+    arguments = parser.parse_args()
+    if arguments.readme:
+        digits.insert(readme(json.loads(RESULTS.read_text())), "vision")
+        return
+    torch.set_num_threads(arguments.threads)
     date, threads = datetime.date.today().isoformat(), torch.get_num_threads()
     results = {
         "machine": {"cpu": digits.cpu_name(), "threads": threads, "date": date, **digits.VERSIONS},
@@ -229,7 +235,7 @@ def tables(results: dict[str, Any]) -> str:
                 {
                     "method": row["method"],
                     "lr": row["options"]["lr"],
-                    **{e: row[e]["mean"] for e in ("epoch_1", "epoch_5")},
+                    **{e: row[e]["mean"] for e in EPOCHS},
                     "step_ms": row["step_ms"]["median"],
                 }
                 for row in rows
@@ -240,6 +246,35 @@ def tables(results: dict[str, Any]) -> str:
             "\n".join("  ".join(c.ljust(w) for c, w in zip(x, widths, strict=True)) for x in lines)
         )
     return "\n\n".join(parts)
+
+
+def readme(results: dict[str, Any]) -> str:
+    """Accuracy and whole steps as Markdown."""
+    lines = [
+        "| small `cnn` on the digits | lr | after 1 epoch | after 5 epochs | ms per step |",
+        "|---|---|---|---|---|",
+    ]
+    for row in results["accuracy"]:
+        means = " | ".join(f"{row[e]['mean']:.3f} ± {row[e]['sd']:.3f}" for e in EPOCHS)
+        ms = row["step_ms"]["median"]
+        lines.append(f"| {row['method']} | {row['options']['lr']:g} | {means} | {ms:.0f} |")
+    lines += [
+        "",
+        "| one step | exact | back-propagation | ratio | exact, peak memory | back-propagation |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in results["steps"]:
+        times = [row["exact_ms"], row["back_propagation_ms"]]
+        sizes = [row["exact_peak_mib"], row["back_propagation_peak_mib"]]
+        cells = [row["net"], *(f"{t:.0f} ms" for t in times), f"{times[0] / times[1]:.0f}"]
+        lines.append("| " + " | ".join([*cells, *(f"{size:.0f} MiB" for size in sizes)]) + " |")
+    m = results["machine"]
+    where = (
+        "Mean ± standard deviation over seeds 0 to 2; median steps; memory of tensors. "
+        f"{m['date']}, "
+        f"{m['cpu']}, threads: {m['threads']}, torch {m['torch']}, Python {m['python']}, float32."
+    )
+    return "\n".join([*lines, "", where])
 
 
 def show(value: object) -> str:
