@@ -12,6 +12,7 @@ from torch import Tensor
 from .blocks import Named, Snapshot
 from .matching import BackMatching, Sweep
 from .model import check_ready
+from .precision import full_precision
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,8 @@ def _attained(swept: Sweep, changes: list[Named]) -> list[BlockAudit]:
         parameters = block.parameters_plus(changes[b])
 
         def change(z: Tensor, b: int = b, parameters: Named = parameters) -> Tensor:
-            at = swept.blocks[b].evaluate(z, parameters, with_input=False)
+            with full_precision():
+                at = swept.blocks[b].evaluate(z, parameters, with_input=False)
             return at.output - swept.linearisations[b].output
 
         z, requested = swept.inputs[b], swept.displacements[b]

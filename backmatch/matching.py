@@ -12,6 +12,7 @@ from . import checks
 from .blocks import Block, Linearisation, Snapshot, adapt, transaction
 from .errors import ConvergenceWarning, NotConvergedError
 from .model import chain, check_parameters, check_ready, refuse_shared
+from .precision import full_precision
 from .solvers import Auto, LayerInverse, Relative, Solver
 from .sweep import BlockReport, BlockStep, Options, Sides, Step, report, solve_block
 from .top import top_displacement
@@ -42,6 +43,7 @@ class BackMatching:
     the block below. At the top ``r = -target_step * m * dJ/dz``. The idea is Zhang, Chen and Liu's
     (arXiv 1802.09750, 2018; NeurIPS 2018); the formulas are derived here. Forward hooks fire once;
     backward hooks and hooks on parameters do not fire: the sweep has no gradient to show them.
+    Forward pass and solves keep float32's 24 bits, even where TF32 or bfloat16 products are allowed.
 
     Args:
         blocks: an ``nn.Sequential`` (its children are the blocks) or an iterable of modules, such
@@ -163,7 +165,8 @@ class BackMatching:
         blocks = [adapt(name, module) for name, module in self.blocks.items()]
         sides = [self._sides(block, with_input=b > 0) for b, block in enumerate(blocks)]
         check_parameters(x, blocks)
-        inputs, lins = _forward(blocks, x, replayable or self.options.replayable)
+        with full_precision():
+            inputs, lins = _forward(blocks, x, replayable or self.options.replayable)
         factor = self.target_step * (x.shape[0] if self.reduction == "mean" else 1)
         value, r = top_displacement(lins[-1].output, loss, factor=factor)
         # A backward pass may run parts of a forward pass again (checkpointing).
@@ -171,9 +174,10 @@ class BackMatching:
         displacements = [r]
         steps: list[BlockStep] = []
         for b in reversed(range(len(blocks))):
-            step = solve_block(
-                blocks[b], lins[b], inputs[b], displacements[0], sides[b], self.options
-            )
+            with full_precision():
+                step = solve_block(
+                    blocks[b], lins[b], inputs[b], displacements[0], sides[b], self.options
+                )
             self._check_converged(blocks[b].name, step)
             steps.insert(0, step)
             if step.input is not None:
