@@ -43,7 +43,7 @@ class BackMatching:
     the block below. At the top ``r = -target_step * m * dJ/dz``. The idea is Zhang, Chen and Liu's
     (arXiv 1802.09750, 2018; NeurIPS 2018); the formulas are derived here. Forward hooks fire once;
     backward hooks and hooks on parameters do not fire: the sweep has no gradient to show them.
-    Forward pass and solves keep float32's 24 bits, even where TF32 or bfloat16 products are allowed.
+    Forward pass and solves keep float32's 24 bits, even where TF32 or bfloat16 is allowed.
 
     Args:
         blocks: an ``nn.Sequential`` (its children are the blocks) or an iterable of modules, such
