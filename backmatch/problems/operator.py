@@ -18,7 +18,7 @@ from .dense import DENSE_ENTRIES, DenseBatch
 #: One side of a system's Jacobian up to which its trace is exact and ``Auto`` solves directly.
 EXACT_SIDE = 256
 #: The same for ``Auto`` at damping 0, where conjugate gradient takes long and stops inexactly.
-UNDAMPED_SIDE = 1024
+UNDAMPED_SIDE = 2048
 #: Autodiff passes up to which an explicit Jacobian is formed.
 DENSE_PASSES = 4096
 #: Hutchinson's probes for the trace of what is larger; the seed is fixed.

@@ -155,7 +155,7 @@ class PatchFamily(LeastSquares):
 
     @property
     def minimum_norm_is_cheap(self) -> bool:
-        return undamped.minimum_norm_fits(self) and self.direct_is_cheap
+        return undamped.minimum_norm_fits(self)
 
     def direct(self, damping: float | Tensor, rcond: float | None) -> Direct:
         if isinstance(damping, float) and damping == 0.0:

@@ -19,6 +19,8 @@ from .scaled_gram import ScaledGram
 
 #: CG steps that a direct solve may cost before ``Auto`` prefers CG, and flops always worth it.
 CG_STEPS, SMALL = 60, 2e8
+#: Flops of the singular value decompositions that ``Auto`` takes on at damping 0.
+UNDAMPED_FLOPS = 1e12
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,13 @@ class SharedOperator(LeastSquares):
         primal = self.rows * self.size**2 + self.size**3 / 3
         cost = each * min(self.rows**3 / 3, primal) + self.rows * self.size * short
         return cost <= max(SMALL, 2 * CG_STEPS * self.flops * self.systems)
+
+    @property
+    def minimum_norm_is_cheap(self) -> bool:
+        """Up to a minute or two of decompositions: undamped CG takes long and stops inexactly."""
+        short, long = sorted((self.rows, self.size))
+        each = 1 if self.slopes is None and self.columns is None else self.systems
+        return self._formable and 20.0 * each * short**2 * long <= UNDAMPED_FLOPS
 
     def direct(self, damping: float | Tensor, rcond: float | None) -> Direct:
         if not self._formable:
