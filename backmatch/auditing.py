@@ -98,14 +98,14 @@ def _attained(swept: Sweep, changes: list[Named]) -> list[BlockAudit]:
         def change(z: Tensor, b: int = b, parameters: Named = parameters) -> Tensor:
             with full_precision():
                 at = swept.blocks[b].evaluate(z, parameters, with_input=False)
-            return at.output - swept.linearisations[b].output
+            return at.output - swept.outputs[b]
 
         z, requested = swept.inputs[b], swept.displacements[b]
         local = change(z)
         handed_down = swept.steps[b].input
         joint = local if handed_down is None else change(z + handed_down)
         propagated = change(moved_input)
-        moved_input = swept.linearisations[b].output + propagated
+        moved_input = swept.outputs[b] + propagated
         audits.append(
             BlockAudit(
                 block.name,

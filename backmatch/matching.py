@@ -28,7 +28,7 @@ class Sweep:
 
     blocks: list[Block]
     inputs: list[Tensor]
-    linearisations: list[Linearisation]
+    outputs: list[Tensor]
     displacements: list[Tensor]
     steps: list[BlockStep]
     loss: Tensor
@@ -148,7 +148,7 @@ class BackMatching:
             ]
             for parameter, moved in grads:
                 _accumulate(parameter, moved)
-        return Step(swept.loss, swept.linearisations[-1].output, reports)
+        return Step(swept.loss, swept.outputs[-1], reports)
 
     def sweep(self, x: Tensor, loss: Loss) -> Sweep:
         """All steps, none of them written: buffers and RNG move once, nothing else changes.
@@ -168,22 +168,24 @@ class BackMatching:
         with full_precision():
             inputs, lins = _forward(blocks, x, replayable or self.options.replayable)
         factor = self.target_step * (x.shape[0] if self.reduction == "mean" else 1)
-        value, r = top_displacement(lins[-1].output, loss, factor=factor)
+        outputs = [lin.output for lin in lins]
+        value, r = top_displacement(outputs[-1], loss, factor=factor)
         # A backward pass may run parts of a forward pass again (checkpointing).
         after = Snapshot(self.blocks.values(), x.device)
         displacements = [r]
         steps: list[BlockStep] = []
         for b in reversed(range(len(blocks))):
             with full_precision():
+                # Taken off the list: what a block holds is free again before the next one solves.
                 step = solve_block(
-                    blocks[b], lins[b], inputs[b], displacements[0], sides[b], self.options
+                    blocks[b], lins.pop(), inputs[b], displacements[0], sides[b], self.options
                 )
             self._check_converged(blocks[b].name, step)
             steps.insert(0, step)
             if step.input is not None:
                 displacements.insert(0, step.input)
         after.restore()
-        return Sweep(blocks, inputs, lins, displacements, steps, value)
+        return Sweep(blocks, inputs, outputs, displacements, steps, value)
 
     def _sides(self, block: Block, *, with_input: bool) -> Sides:
         weights = _chosen("weights", self.weights, block) if block.trainable else None
