@@ -174,16 +174,16 @@ class BackMatching:
         after = Snapshot(self.blocks.values(), x.device)
         displacements = [r]
         steps: list[BlockStep] = []
-        for b in reversed(range(len(blocks))):
-            with full_precision():
+        with full_precision():
+            for b in reversed(range(len(blocks))):
                 # Taken off the list: what a block holds is free again before the next one solves.
                 step = solve_block(
                     blocks[b], lins.pop(), inputs[b], displacements[0], sides[b], self.options
                 )
-            self._check_converged(blocks[b].name, step)
-            steps.insert(0, step)
-            if step.input is not None:
-                displacements.insert(0, step.input)
+                self._check_converged(blocks[b].name, step)
+                steps.insert(0, step)
+                if step.input is not None:
+                    displacements.insert(0, step.input)
         after.restore()
         return Sweep(blocks, inputs, outputs, displacements, steps, value)
 
