@@ -28,13 +28,13 @@ def shared(Z: Tensor, R: Tensor, damping: float | Tensor) -> tuple[Tensor, Tenso
     A = Z @ Z.mT if wide else Z.mT @ Z
     A.diagonal().add_(damping)
     factor, info = torch.linalg.cholesky_ex(A)
-    info = _first_bad_pivot(factor, info)
+    info = first_bad_pivot(factor, info)
     solution = torch.cholesky_solve(R.mT if wide else (R @ Z).mT, factor).mT
     d = torch.where(info == 0, solution @ Z if wide else solution, math.nan)
     return d, info.expand(R.shape[0]).contiguous()
 
 
-def _first_bad_pivot(factor: Tensor, info: Tensor) -> Tensor:
+def first_bad_pivot(factor: Tensor, info: Tensor) -> Tensor:
     """LAPACK libraries differ in whether a NaN pivot is reported; here it always is."""
     bad = ~torch.isfinite(factor.diagonal())
     first = (bad.int().argmax() + 1).to(info.dtype)

@@ -10,6 +10,7 @@ channels * K^2 beyond the workspace.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,9 +18,10 @@ from torch import Tensor
 
 from ..linalg import _library, scaled_gram_solve_ex, spd_solve_ex
 from ..linalg._library import in_chunks
+from ..linalg._ridge_routes import first_bad_pivot
 from ..linalg.ridge import DUAL_FLOOR
 from ._patch_units import gram_of_units, normed_dual
-from .base import Direct, Preconditioner
+from .base import Direct, Preconditioner, mean_factor
 
 if TYPE_CHECKING:
     from .patch_family import PatchFamily
@@ -104,8 +106,7 @@ def _factored(matrix: Tensor, rhs: Tensor, damping: Shift) -> tuple[Tensor, Tens
     """(matrix + damping I)^-1 rhs for rhs (count, n); a failure fails every system."""
     matrix.diagonal().add_(damping)
     factor, info = torch.linalg.cholesky_ex(matrix)
-    bad = ~torch.isfinite(factor.diagonal())
-    info = torch.where((info == 0) & bad.any(), bad.int().argmax().to(info.dtype) + 1, info)
+    info = first_bad_pivot(factor, info)
     return torch.cholesky_solve(rhs.t(), factor).t(), info.expand(len(rhs))
 
 
@@ -129,11 +130,7 @@ def _dual(family: PatchFamily, damping: Shift) -> Direct:
         x[part], info[part] = scaled_gram_solve_ex(
             K, slopes[part], family.residual[part], damping=damping
         )
-    at = family.patches.to_map(x)
-    kernel = family.patches.adjoint(at)
-    if family.bias:
-        kernel = torch.cat([kernel, at.sum((0, 2, 3)).unsqueeze(1)], 1)
-    return Direct(kernel, info)
+    return Direct(replace(family, slopes=None).vjp(x), info)
 
 
 def _primal(family: PatchFamily, damping: Shift) -> Direct:
@@ -167,13 +164,7 @@ def mean_preconditioner(family: PatchFamily, damping: Shift) -> Preconditioner:
         for rows, Z in family.patches.chunks(group, columns=int(family.bias)):
             G.addmm_((Z * w[rows].unsqueeze(1)).t(), Z, alpha=family.scale)
         G.diagonal().add_(damping)
-        factor, info = torch.linalg.cholesky_ex(G)
-        if bool(info):
-            raise ValueError(
-                'preconditioner="shared" needs a positive damping: the mean matrix of the family '
-                "is singular"
-            )
-        factors.append(factor)
+        factors.append(mean_factor(G))
     stacked = torch.stack(factors)
 
     def apply(residual: Tensor) -> Tensor:

@@ -134,6 +134,18 @@ class LeastSquares(ABC):
         return self.scale * self.vjp(self.residual)
 
 
+def mean_factor(gram: Tensor) -> Tensor:
+    """Cholesky factor of a family's damped matrix at its mean scaling, for a preconditioner."""
+    factor: Tensor
+    factor, info = torch.linalg.cholesky_ex(gram)
+    if bool(info):
+        raise ValueError(
+            'preconditioner="shared" needs a positive damping: the mean matrix of the family '
+            "is singular"
+        )
+    return factor
+
+
 def lanczos_largest(
     normal: Callable[[Tensor], Tensor], like: Tensor, max_steps: int = 300
 ) -> Tensor:

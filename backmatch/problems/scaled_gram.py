@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..linalg.ridge import ridge_ex
-from .base import Direct, LeastSquares, Preconditioner, lanczos_largest
+from .base import Direct, LeastSquares, Preconditioner, lanczos_largest, mean_factor
 from .dense import DENSE_ENTRIES, DenseBatch
 
 
@@ -118,12 +118,7 @@ class ScaledGram(LeastSquares):
             gram = gram * mean * mean.unsqueeze(-1)
         mean_damping = damping.mean() if isinstance(damping, Tensor) else damping
         gram.diagonal().add_(mean_damping)
-        factor, info = torch.linalg.cholesky_ex(gram)
-        if bool(info):
-            raise ValueError(
-                'preconditioner="shared" needs a positive damping: the mean matrix of the family '
-                "is singular"
-            )
+        factor = mean_factor(gram)
         return lambda residual: torch.cholesky_solve(residual.t(), factor).t()
 
     def _dense(self) -> DenseBatch:

@@ -26,11 +26,13 @@ class BatchNormMap(NormMap):
     Attributes:
         gain: k = gamma / s, shape (C,).
         mean, rate: the mean and 1 / s, shape (C,).
+        variance: the running one; ``None`` on batch statistics.
     """
 
     gain: Tensor
     mean: Tensor
     rate: Tensor
+    variance: Tensor | None = None
 
     def __init__(self, layer: BatchNorm, z: Tensor, point: Point) -> None:
         super().__init__(layer, z, point)
@@ -46,6 +48,25 @@ class BatchNormMap(NormMap):
 
     def _by_unit(self, value: Tensor) -> Tensor:
         return by_channel(value)
+
+    def _normalise(self) -> Tensor:
+        return (self.z - self._spread(self.mean)).mul_(self._spread(self.rate))
+
+    def _backward(self, u: Tensor, mask: list[bool]) -> Gradients:
+        fixed = self.variance is not None
+        found: Gradients = torch.ops.aten.native_batch_norm_backward(
+            u.contiguous(),
+            self.z,
+            self.gamma,
+            self.mean if fixed else None,
+            self.variance,
+            None if fixed else self.mean,
+            None if fixed else self.rate,
+            not fixed,
+            self.eps,
+            mask,
+        )
+        return found
 
 
 class BatchStatistics(BatchNormMap):
@@ -68,24 +89,6 @@ class BatchStatistics(BatchNormMap):
 
     def push(self, dz: Tensor) -> Tensor:
         return self.pull(dz)
-
-    def _backward(self, u: Tensor, mask: list[bool]) -> Gradients:
-        found: Gradients = torch.ops.aten.native_batch_norm_backward(
-            u.contiguous(),
-            self.z,
-            self.gamma,
-            None,
-            None,
-            self.mean,
-            self.rate,
-            True,
-            self.eps,
-            mask,
-        )
-        return found
-
-    def _normalise(self) -> Tensor:
-        return (self.z - self._spread(self.mean)).mul_(self._spread(self.rate))
 
     def input_problem(self, displacement: Tensor) -> LeastSquares:
         shape = self.z.shape
@@ -118,24 +121,6 @@ class RunningStatistics(BatchNormMap):
 
     def pull(self, u: Tensor) -> Tensor:
         return u * self._spread(self.gain)
-
-    def _backward(self, u: Tensor, mask: list[bool]) -> Gradients:
-        found: Gradients = torch.ops.aten.native_batch_norm_backward(
-            u.contiguous(),
-            self.z,
-            self.gamma,
-            self.mean,
-            self.variance,
-            None,
-            None,
-            False,
-            self.eps,
-            mask,
-        )
-        return found
-
-    def _normalise(self) -> Tensor:
-        return (self.z - self._spread(self.mean)).mul_(self._spread(self.rate))
 
     def input_problem(self, displacement: Tensor) -> LeastSquares:
         residual = displacement.reshape(self.samples, -1)
