@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from cases import ACTIVATIONS, NETS, Net, half_square, random_net
+from oracle import TOLERANCE, Oracle, canonical, deviation
 from torch import nn
 
 import backmatch as bm
@@ -35,70 +35,14 @@ OTHER_PAIRS = {
     "scalar-exact": (bm.Scalar("trace", damping=1e-2), bm.Cholesky(0.1)),
 }
 
-#: At damping 0 the pseudo-inverses of a whole chain multiply, and with them the rounding; the
-#: reference cuts singular values of J, as does the direct route, so both agree to this.
-TOLERANCE = 1e-8
-
 
 def net(name: str) -> Net:
     """A net of the catalogue, or a random one: "random-SEED"."""
     return random_net(int(name.removeprefix("random-"))) if name not in NETS else NETS[name]
 
 
-def canonical(solver: Any) -> Any:
-    """One name for all exact solvers, so that the reference runs once for them."""
-    return bm.Cholesky(solver.damping) if isinstance(solver, (bm.Auto, bm.CG)) else solver
-
-
-@functools.cache
-def expected(name: str, weights: Any, inputs: Any, **options: Any) -> tuple[Any, torch.Tensor]:
-    """The reference's answer and the random state after it."""
-    blocks, x, loss = net(name).make()
-    result = reference.sweep(blocks, x, loss, weights=weights, inputs=inputs, **options)
-    return result, torch.get_rng_state()
-
-
-def deviation(got: Any, want: np.ndarray, scale: float) -> float:
-    """Largest deviation over ``scale``."""
-    assert tuple(got.shape) == want.shape
-    return float(np.abs(got.detach().numpy() - want).max(initial=0.0)) / scale
-
-
-def check(name: str, weights: Any, inputs: Any, tolerance: float = TOLERANCE, **options: Any):
-    """Run one net both ways and compare every tensor of every block."""
-    result, state = expected(name, canonical(weights), canonical(inputs), **options)
-    blocks, x, loss = net(name).make()
-    step = bm.BackMatching(blocks, weights=weights, inputs=inputs, **options).backward(
-        x, loss, keep=True
-    )
-    assert torch.equal(torch.get_rng_state(), state)
-    assert float(step.loss) == pytest.approx(result.loss, rel=1e-12)
-    assert deviation(step.output, result.output, 1.0) < 1e-12
-    # What an exact sequential step leaves is rounding, times pinv(J) of the blocks below: there
-    # sizes count from the displacement at the top.
-    least = 1e-1 if options.get("order") == "sequential" else 1e-6
-    floor = least * max(np.abs(each.displacement).max() for each in result.blocks) or 1.0
-    for block, got, want in zip(blocks, step.blocks, result.blocks, strict=True):
-        size = max(np.abs(want.displacement).max(), floor)
-        where = f"{name}: block {want.name}"
-        assert deviation(got.displacement, want.displacement, size) < tolerance, where
-        assert got.weight_step.keys() == want.weight_step.keys(), where
-        steps = [np.abs(v).max(initial=0.0) for v in want.weight_step.values()]
-        for parameter, value in want.weight_step.items():
-            error = deviation(got.weight_step[parameter], value, max(*steps, floor))
-            assert error < tolerance, f"{where}: {parameter} off by {error:.1e}"
-        for parameter, p in block.named_parameters():
-            if p.requires_grad:
-                assert torch.equal(p.grad, -got.weight_step[parameter]), where
-            else:
-                assert p.grad is None, where
-        if want.input_step is None:
-            assert got.input_step is None, where
-        else:
-            error = deviation(
-                got.input_step, want.input_step, max(np.abs(want.input_step).max(), floor)
-            )
-            assert error < tolerance, f"{where}: input step off by {error:.1e}"
+ORACLE = Oracle(net)
+check, expected = ORACLE.check, ORACLE.expected
 
 
 @pytest.mark.parametrize("pair", EXACT_PAIRS)
