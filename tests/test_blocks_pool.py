@@ -261,3 +261,9 @@ def test_flat_pooling_of_any_geometry(geometry, maximum):
 def test_adaptive_pooling_of_any_geometry(sides, pooled, maximum):
     kind = nn.AdaptiveMaxPool2d if maximum else nn.AdaptiveAvgPool2d
     check_geometry(kind(pooled), sides)
+
+
+def test_a_map_too_small_for_the_window_names_block_and_shape():
+    matcher = bm.BackMatching([nn.Identity(), nn.MaxPool2d(4)])
+    with pytest.raises(ValueError, match=r"block '1': MaxPool2d cannot pool .*\(2, 3, 2, 2\)"):
+        matcher.backward(torch.ones(2, 3, 2, 2), lambda out: out.sum())

@@ -275,7 +275,23 @@ def supports_pool(layer: nn.Module) -> bool:
 
 def pool(layer: nn.Module, z: Tensor, point: Point) -> LayerMap:
     """The map of a pooling layer at z of shape (m, channels, height, width) or (m, channels,
-    length); without channels the maps of a batch are what torch takes for channels."""
+    length); without channels the maps of a batch are what torch takes for channels.
+
+    Raises:
+        ValueError: torch refuses the options on maps of this size; its reason is given.
+    """
+    try:
+        return _pool(layer, z, point)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise ValueError(
+            f"block {point.block!r}: {type(layer).__name__} cannot pool an input of shape "
+            f"{tuple(z.shape)}: {error}"
+        ) from error
+
+
+def _pool(layer: nn.Module, z: Tensor, point: Point) -> LayerMap:
     if isinstance(layer, MaxPool):
         return WindowMaxPool(layer, z, point)
     if isinstance(layer, AdaptiveMaxPool):
