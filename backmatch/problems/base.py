@@ -89,6 +89,10 @@ class LeastSquares(ABC):
     def direct(self, damping: float | Tensor, rcond: float | None) -> Direct:
         """Solve (J^T J + damping I) d = J^T r; damping 0 means minimum norm.
 
+        Args:
+            damping: a float >= 0, or a tensor (systems,) of positive numbers.
+            rcond: rank cut at damping 0.
+
         Raises:
             ValueError: the problem is too large for a direct solve; the text names CG.
         """
@@ -132,6 +136,12 @@ class LeastSquares(ABC):
     def gradient(self) -> Tensor:
         """g = scale J^T r, shape (systems, n)."""
         return self.scale * self.vjp(self.residual)
+
+    def normal_error(self, step: Tensor, damping: float | Tensor) -> tuple[Tensor, Tensor]:
+        """``(J^T J + damping I) d - J^T r`` and ``J^T r``, for the check of a direct solve."""
+        column = damping.unsqueeze(-1) if isinstance(damping, Tensor) else damping
+        gradient = self.vjp(self.residual)
+        return self.normal(step) / self.scale + column * step - gradient, gradient
 
 
 def mean_factor(gram: Tensor) -> Tensor:
