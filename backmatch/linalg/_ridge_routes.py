@@ -11,11 +11,12 @@ S = diag(s_j). All return d (batch, n) and info (batch,); a failed system's d is
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ._library import in_chunks
+from ._library import DTYPE_NAMES, in_chunks, native
 from .scaled_gram import solve_family
 from .spd import solve_shared, solve_systems
 from .weighted_gram import weighted_gram_unchecked
@@ -32,8 +33,26 @@ def shared(Z: Tensor, R: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]:
 
 def dual(Z: Tensor, R: Tensor, slopes: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]:
     """``Z: (m, n), R and slopes: (batch, m), damping: () or (batch,)``."""
-    x, info = solve_family(Z @ Z.mT, slopes, R, damping)
-    return x @ Z, info
+    if Z.is_cuda:
+        x, info = solve_family(Z @ Z.mT, slopes, R, damping)
+        return x @ Z, info
+    d = torch.empty(R.shape[0], Z.shape[1], dtype=R.dtype)
+    info = torch.empty(R.shape[0], dtype=torch.int32)
+    call_family(native().ridge_dual, Z, slopes, R, damping, d.data_ptr(), info.data_ptr())
+    return d, info
+
+
+def call_family(
+    kernel: Any, Z: Tensor, slopes: Tensor | None, R: Tensor, damping: Tensor, *tail: int
+) -> None:
+    """A native kernel on arguments shaped as for :func:`dual`; no slopes are a null pointer."""
+    kernel(
+        *(DTYPE_NAMES[Z.dtype], *R.shape, Z.shape[1]),
+        *(Z.data_ptr(), *Z.stride()),
+        *((0, 0, 0) if slopes is None else (slopes.data_ptr(), *slopes.stride())),
+        *(R.data_ptr(), *R.stride()),
+        *(damping.data_ptr(), damping.stride(0) if damping.dim() else 0, *tail),
+    )
 
 
 def primal(Z: Tensor, R: Tensor, slopes: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]:

@@ -138,10 +138,16 @@ class LeastSquares(ABC):
         return self.scale * self.vjp(self.residual)
 
     def normal_error(self, step: Tensor, damping: float | Tensor) -> tuple[Tensor, Tensor]:
-        """``(J^T J + damping I) d - J^T r`` and ``J^T r``, for the check of a direct solve."""
+        """Norms of ``(J^T J + damping I) d - J^T r`` and of ``J^T r``: the check of a solve.
+
+        One per system of the specification, shape (systems / cut_group,).
+        """
         column = damping.unsqueeze(-1) if isinstance(damping, Tensor) else damping
         gradient = self.vjp(self.residual)
-        return self.normal(step) / self.scale + column * step - gradient, gradient
+        error = self.normal(step) / self.scale + column * step - gradient
+        samples = (self.systems // self.cut_group, self.cut_group * self.unknowns)
+        norm = torch.linalg.vector_norm
+        return norm(error.reshape(samples), dim=-1), norm(gradient.reshape(samples), dim=-1)
 
 
 def mean_factor(gram: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ..linalg._ridge_error import ridge_error
 from ..linalg.ridge import damped, ridge_ex
 from .base import Direct, LeastSquares, Preconditioner, lanczos_largest, mean_factor
 from .dense import DENSE_ENTRIES, DenseBatch
@@ -54,17 +55,14 @@ class ScaledGram(LeastSquares):
         return ((step @ self.matrix.t()) * (self.scale * self.slopes.square())) @ self.matrix
 
     def normal_error(self, step: Tensor, damping: float | Tensor) -> tuple[Tensor, Tensor]:
-        """J^T (J d - r) + damping d: a product less, and no cancellation between large terms."""
-        if self.columns is not None:
+        if self.columns is not None or not step.numel():
             return super().normal_error(step, damping)
-        column = damping.unsqueeze(-1) if isinstance(damping, Tensor) else damping
-        if self.slopes is None:
-            missing, wanted = self.residual - step @ self.matrix.t(), self.residual
-        else:
-            reached = step @ self.matrix.t()
-            missing = torch.addcmul(self.residual, self.slopes, reached, value=-1).mul_(self.slopes)
-            wanted = self.slopes * self.residual
-        return torch.addmm(column * step, missing, self.matrix, alpha=-1), wanted @ self.matrix
+        shift = damping if isinstance(damping, Tensor) else step.new_tensor(damping)
+        norms = ridge_error(self.matrix, self.residual, self.slopes, shift, step)
+        if self.cut_group == 1:
+            return norms[0].sqrt(), norms[1].sqrt()
+        error, size = (norm.reshape(-1, self.cut_group).sum(-1).sqrt() for norm in norms)
+        return error, size
 
     def traces(self) -> tuple[Tensor, bool]:
         if self.columns is not None:

@@ -73,10 +73,6 @@ def solve_directly(
         raise NotPositiveDefiniteError(
             "the damped normal matrix", bad.tolist(), result.info[bad].tolist(), problem.systems
         )
-    error, g = problem.normal_error(result.step, shift)
-    if problem.cut_group != 1:
-        samples = (problem.systems // problem.cut_group, problem.cut_group * problem.unknowns)
-        error, g = error.reshape(samples), g.reshape(samples)
-    residual = relative_size(error, g)
+    residual = relative_size(*problem.normal_error(result.step, shift))
     record = record_for(name, problem, damping, residual=residual, rank=result.rank)
     return Solution(result.step, record)

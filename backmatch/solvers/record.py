@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 
@@ -64,9 +63,7 @@ class SolveRecord:
 
 
 def relative_size(error: Tensor, rhs: Tensor) -> float:
-    """Worst ``|error| / |rhs|`` over the rows; absolute where a row's rhs is 0."""
+    """Worst ``error / rhs`` over two lists of norms; absolute where the rhs is 0."""
     if rhs.numel() == 0:
         return 0.0
-    size = torch.linalg.vector_norm(rhs, dim=-1)
-    size = size.masked_fill(size == 0, 1)
-    return float((torch.linalg.vector_norm(error, dim=-1) / size).max())
+    return float((error / rhs.masked_fill(rhs == 0, 1)).max())

@@ -15,6 +15,10 @@ template <class T>
 void weighted_gram(const WeightedGramArgs<T>& args);
 template <class T>
 void cg(const CgArgs<T>& args);
+template <class T>
+void ridge_dual(const RidgeDualArgs<T>& args);
+template <class T>
+void ridge_error(const RidgeErrorArgs<T>& args);
 
 }  // namespace BACKMATCH_SIMD_LEVEL
 }  // namespace backmatch
