@@ -200,13 +200,14 @@ def _prefers_dual(Z: Tensor, slopes: Tensor, damping: Tensor) -> bool:
     m, n = Z.shape
     if m <= n:
         return True
-    active = slopes.count_nonzero(-1).to(torch.float64)
-    most = int(active.max())
-    if most <= n:
+    batch = slopes.shape[0]
+    active = slopes.sign().abs_().sum(-1)  # a third of count_nonzero's time
+    if float(active.max()) <= n:
         return True
-    dual_cost = (active.square() * (active / 6 + 1)).mean() + m * m * n / slopes.shape[0]
-    primal_cost = active.mean() * (n * n / 2) + n**3 / 6 + n * n
-    if bool(dual_cost > primal_cost):
+    squares = active.square()
+    dual_cost = float(squares.dot(active)) / 6 + float(squares.sum()) + m * m * n
+    primal_cost = float(active.sum()) * n * n / 2 + batch * (n**3 / 6 + n * n)
+    if dual_cost > primal_cost:
         return False
     trace = slopes.square() @ Z.square().sum(-1)
     return bool((damping >= DUAL_FLOOR / n * trace).all())

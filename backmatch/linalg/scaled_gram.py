@@ -18,6 +18,7 @@ from ._library import (
     native,
     native_cuda,
     not_differentiable,
+    unobserved,
 )
 from .min_norm import pinv_solve
 
@@ -57,8 +58,7 @@ def scaled_gram_solve(K: Tensor, D: Tensor, R: Tensor, *, damping: float | Tenso
     """
     for name, value in (("K", K), ("D", D), ("R", R)):
         checks.tensor(name, value)
-    X: Tensor = _op(K, D, R, damping_tensor(damping, K), True)[0]
-    return X
+    return _entry(K, D, R, damping_tensor(damping, K), True)[0]
 
 
 def scaled_gram_solve_ex(
@@ -82,7 +82,13 @@ def scaled_gram_solve_ex(
     """
     for name, value in (("K", K), ("D", D), ("R", R)):
         checks.tensor(name, value)
-    X, info = _op(K, D, R, damping_tensor(damping, K), False)
+    return _entry(K, D, R, damping_tensor(damping, K), False)
+
+
+def _entry(
+    K: Tensor, D: Tensor, R: Tensor, damping: Tensor, check: bool
+) -> tuple[Tensor, Tensor]:
+    X, info = (_solve if unobserved(K, D, R, damping) else _op)(K, D, R, damping, check)
     return X, info
 
 
@@ -104,7 +110,9 @@ def _solve(
     if check:
         require_damping(damping)
     X, info = _allocate(R, lead)
-    if X.numel():
+    if X.numel() == 0:
+        info.zero_()
+    else:
         for part in families(K, lead, (D, 1), (R, 1), (damping, 0), (X, 1), (info, 0)):
             _run(*part)
     return _checked(K, D, R, damping, X, info, check)
@@ -161,7 +169,7 @@ def _call(
 
 def _allocate(R: Tensor, lead: Size) -> tuple[Tensor, Tensor]:
     X = R.new_empty((*lead, R.shape[-1]))
-    return X, R.new_zeros(lead, dtype=torch.int32)
+    return X, R.new_empty(lead, dtype=torch.int32)
 
 
 def _checked(

@@ -11,7 +11,7 @@ from torch import Size, Tensor
 from .. import checks
 from ._failures import raise_failures
 from ._layout import broadcast, damping_tensor, flat, require_damping
-from ._library import DTYPE_NAMES, define, launch, native, native_cuda
+from ._library import DTYPE_NAMES, define, launch, native, native_cuda, unobserved
 
 #: Order up to which one matrix with many right-hand sides goes to the kernel.
 KERNEL_SIDE = 128
@@ -49,8 +49,7 @@ def spd_solve(A: Tensor, B: Tensor, *, damping: float | Tensor = 0.0) -> Tensor:
     """
     checks.tensor("A", A)
     checks.tensor("B", B)
-    X: Tensor = _op(A, B, damping_tensor(damping, A), True)[0]
-    return X
+    return _entry(A, B, damping_tensor(damping, A), True)[0]
 
 
 def spd_solve_ex(A: Tensor, B: Tensor, *, damping: float | Tensor = 0.0) -> tuple[Tensor, Tensor]:
@@ -70,7 +69,11 @@ def spd_solve_ex(A: Tensor, B: Tensor, *, damping: float | Tensor = 0.0) -> tupl
     """
     checks.tensor("A", A)
     checks.tensor("B", B)
-    X, info = _op(A, B, damping_tensor(damping, A), False)
+    return _entry(A, B, damping_tensor(damping, A), False)
+
+
+def _entry(A: Tensor, B: Tensor, damping: Tensor, check: bool) -> tuple[Tensor, Tensor]:
+    X, info = (_solve if unobserved(A, B, damping) else _op)(A, B, damping, check)
     return X, info
 
 
@@ -87,7 +90,9 @@ def _solve(A: Tensor, B: Tensor, damping: Tensor, check: bool = False) -> tuple[
     if check:
         require_damping(damping)
     X, info = _allocate(B, lead)
-    if X.shape[-2] and info.numel():
+    if X.shape[-2] == 0:
+        info.zero_()
+    elif info.numel():
         systems = (flat(A, lead, 2), flat(B, lead, 2), flat(damping, lead, 0))
         _run(*systems, flat(X, lead, 2), flat(info, lead, 0))
     return _checked(A, B, damping, X, info, check)
@@ -161,7 +166,7 @@ def _call(
 
 def _allocate(B: Tensor, lead: Size) -> tuple[Tensor, Tensor]:
     X = B.new_empty((*lead, *B.shape[-2:]))
-    return X, B.new_zeros(lead, dtype=torch.int32)
+    return X, B.new_empty(lead, dtype=torch.int32)
 
 
 def _checked(
