@@ -66,10 +66,10 @@ BACKMATCH_INLINE void list_vector(const T* slopes, int64_t first, ActiveRows<T>&
   const Vec<T> slope = load(slopes + first);
   const __m512i zero = _mm512_setzero_si512();
   const __m512i word = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-  const __m512i at = word + _mm512_set1_epi32(static_cast<int32_t>(first));
   int32_t* pick = rows.pick + first * (kWords / kLanes<T>);
   int32_t* index = rows.index + rows.count;
   if constexpr (sizeof(T) == 4) {
+    const __m512i at = _mm512_add_epi32(word, _mm512_set1_epi32(static_cast<int32_t>(first)));
     const __mmask16 kept = _mm512_cmp_ps_mask((__m512)slope, (__m512)zero, _CMP_NEQ_UQ);
     _mm512_storeu_si512(pick, _mm512_maskz_compress_epi32(kept, word));
     _mm512_storeu_si512(index, _mm512_maskz_compress_epi32(kept, at));
@@ -78,8 +78,9 @@ BACKMATCH_INLINE void list_vector(const T* slopes, int64_t first, ActiveRows<T>&
   } else {
     const __mmask8 kept = _mm512_cmp_pd_mask((__m512d)slope, (__m512d)zero, _CMP_NEQ_UQ);
     _mm512_storeu_si512(pick, _mm512_maskz_compress_epi64(kept, word));
-    const __m256i narrow = _mm512_castsi512_si256(at);
-    _mm256_storeu_si256((__m256i*)index, _mm256_maskz_compress_epi32(kept, narrow));
+    const __m256i at = _mm256_add_epi32(_mm256_set_epi32(7, 6, 5, 4, 3, 2, 1, 0),
+                                        _mm256_set1_epi32(static_cast<int32_t>(first)));
+    _mm256_storeu_si256((__m256i*)index, _mm256_maskz_compress_epi32(kept, at));
     store(rows.scale + rows.count, (Vec<T>)_mm512_maskz_compress_pd(kept, (__m512d)slope));
     rows.count += __builtin_popcount(kept);
   }
