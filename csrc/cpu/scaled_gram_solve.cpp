@@ -143,7 +143,6 @@ void gather_pack(const Shared<T>& k, int64_t n, int64_t most, const ActiveRows<T
     for (int r = 0; r < kTile && first + r < most; ++r)
       scale_row(from[r], first + r, scale, counts, matrix);
   }
-  lane_pad<T>(matrix, most);
 }
 
 // Systems order[0 .. count], one per lane; the last has the most active rows. Damping the
@@ -175,8 +174,8 @@ void solve_lanes(const ScaledGramArgs<T>& a, const Shared<T>& k, const int64_t* 
   }
   lane_load_vector<T>(lane, whole_vectors<T>(most), 1, rhs, 1);
   IntVec<T> info;
-  lane_factor<T>(matrix, lane_blocks(most), info);
-  lane_solve<T, 1>(matrix, lane_blocks(most), rhs);
+  lane_factor<T>(matrix, most, info);
+  lane_solve<T, 1>(matrix, most, rhs);
   lane_store_vector<T>(rhs, 1, whole_vectors<T>(most), s.buffers, room, 1, count);
   for (int64_t l = 0; l < count; ++l) {
     // A bad pivot past the lane's own rows is one of its padding: the system itself is fine.

@@ -33,7 +33,7 @@ void solve_lanes_rhs(const SpdSolveArgs<T>& a, int64_t first, int64_t count, int
       from[l] = a.B + (first + (l < count ? l : 0)) * a.b_batch + (s + c) * a.b_col;
     lane_load_vector<T>(from, a.n, a.b_row, rhs + c, R);
   }
-  lane_solve<T, R>(matrix, lane_blocks(a.n), rhs);
+  lane_solve<T, R>(matrix, a.n, rhs);
   for (int c = 0; c < R; ++c) {
     T* to = a.X + first * a.n * a.k + s + c;
     lane_store_vector<T>(rhs + c, R, a.n, to, a.n * a.k, a.k, count);
@@ -55,7 +55,7 @@ void solve_lanes(const SpdSolveArgs<T>& a, int64_t first, int64_t count, Scratch
   lane_load_matrix<T>(from, a.n, a.a_row, a.a_col, matrix);
   lane_damp<T>(matrix, a.n, damping);
   IntVec<T> info;
-  lane_factor<T>(matrix, lane_blocks(a.n), info);
+  lane_factor<T>(matrix, a.n, info);
   int64_t s = 0;
   for (; s + kTile <= a.k; s += kTile) solve_lanes_rhs<T, kTile>(a, first, count, s, scratch);
   for (; s < a.k; ++s) solve_lanes_rhs<T, 1>(a, first, count, s, scratch);
