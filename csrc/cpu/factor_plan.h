@@ -36,12 +36,12 @@ BACKMATCH_INLINE bool lanes_pay(int64_t n, int64_t systems, double idle) {
 }
 
 // Scratch elements of one thread for systems of order up to n: the factor, with room for a vector of
-// columns past the last diagonal, then right-hand sides.
+// columns past the last diagonal and a row for a right-hand side, then right-hand sides.
 template <class T>
 BACKMATCH_INLINE int64_t factor_elements(int64_t n) {
   const int64_t most = n < kLaneOrder ? n : kLaneOrder;
   const int64_t lanes = (lane_vectors(lane_blocks(most)) + kTile * kLanes<T>) * kLanes<T>;
-  const int64_t tiles = tile_offset<T>(tile_panels<T>(n));
+  const int64_t tiles = tile_offset<T>(tile_panels<T>(n + 1));
   return lanes > tiles ? lanes : tiles;
 }
 

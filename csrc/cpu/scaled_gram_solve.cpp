@@ -9,6 +9,7 @@
 #include "lane_pack.h"
 #include "mirror.h"
 #include "tile_pack.h"
+#include "tile_vector.h"
 
 namespace backmatch {
 namespace BACKMATCH_SIMD_LEVEL {
@@ -83,16 +84,16 @@ void gather_rhs(const ScaledGramArgs<T>& a, int64_t system, const ActiveRows<T>&
   for (int64_t q = 0; q < rows.count; ++q) to[q] = R[rows.index[q] * a.r_col];
 }
 
-// Writes the result of one system from y, `step` elements apart, over its active rows.
+// Writes the result of one system from y over its active rows.
 template <class T>
 void finish(const ScaledGramArgs<T>& a, int64_t system, int64_t info, const ActiveRows<T>& rows,
-            const T* y, int64_t step) {
+            const T* y) {
   T* x = a.X + system * a.n;
   a.info[system] = static_cast<int32_t>(info == 0 ? 0 : rows.index[info - 1] + 1);
   const T rest = info == 0 ? T(0) : static_cast<T>(__builtin_nan(""));
   for (int64_t i = 0; i < a.n; ++i) x[i] = rest;
   if (info != 0) return;
-  for (int64_t q = 0; q < rows.count; ++q) x[rows.index[q]] = rows.scale[q] * y[q * step];
+  for (int64_t q = 0; q < rows.count; ++q) x[rows.index[q]] = rows.scale[q] * y[q];
 }
 
 // Points at rows first .. first + kTile of one system, without its slopes: at rows of K where all
@@ -180,7 +181,7 @@ void solve_lanes(const ScaledGramArgs<T>& a, const Shared<T>& k, const int64_t* 
   for (int64_t l = 0; l < count; ++l) {
     // A bad pivot past the lane's own rows is one of its padding: the system itself is fine.
     const int64_t bad = info[l] > rows[l].count ? 0 : info[l];
-    finish(a, order[l], bad, rows[l], s.buffers + l * room, 1);
+    finish(a, order[l], bad, rows[l], s.buffers + l * room);
   }
 }
 
@@ -199,23 +200,21 @@ void gather_tiles(const Shared<T>& k, int64_t n, const ActiveRows<T>& rows, T* b
       store(matrix + tile_index<T>(first, p),
             load(row + first) * load(rows.scale + first) * rows.scale[p]);
   }
-  tile_pad(matrix, rows.count);
+  tile_pad(matrix, rows.count, rows.count + 1);
   tile_clear_upper(matrix, rows.count);
 }
 
 template <class T>
 void solve_tiles(const ScaledGramArgs<T>& a, const Shared<T>& k, int64_t system,
                  const Scratch<T>& s) {
-  constexpr int kWidth = kLanes<T>;
   const ActiveRows<T> rows = active_rows(a, system, 0, s);
   gather_tiles(k, a.n, rows, s.buffers, s.factor);
   tile_damp<T>(s.factor, rows.count, a.damping[system * a.damping_stride]);
-  const int32_t info = tile_factor(s.factor, rows.count);
-  for (int64_t p = 0; p < padded_order(rows.count) * kWidth; ++p) s.rhs[p] = T(0);
   gather_rhs(a, system, rows, s.buffers);
-  for (int64_t q = 0; q < rows.count; ++q) s.rhs[q * kWidth] = s.buffers[q];
-  if (info == 0) tile_solve<T, 1>(s.factor, rows.count, s.rhs);
-  finish(a, system, info, rows, s.rhs, kWidth);
+  tile_put_vector(s.buffers, 1, rows.count, s.factor);
+  const int32_t info = tile_factor(s.factor, rows.count, rows.count + 1);
+  if (info == 0) tile_back_vector(s.factor, rows.count, s.rhs);
+  finish(a, system, info, rows, s.rhs);
 }
 
 // Systems by number of active rows (a stable counting sort), and where each group starts.

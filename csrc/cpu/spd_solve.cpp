@@ -3,6 +3,7 @@
 #include "kernels_simd.h"
 #include "lane_pack.h"
 #include "tile_pack.h"
+#include "tile_vector.h"
 
 namespace backmatch {
 namespace BACKMATCH_SIMD_LEVEL {
@@ -77,14 +78,24 @@ void solve_tiles_rhs(const SpdSolveArgs<T>& a, int64_t system, int64_t s, Scratc
     for (int64_t c = 0; c < count; ++c) to[p * a.k + c] = scratch.rhs[p * kWide + c];
 }
 
+// A single right-hand side is a further row of the matrix.
 template <class T>
 void solve_tiles(const SpdSolveArgs<T>& a, int64_t system, Scratch<T> scratch) {
   constexpr int kWidth = kLanes<T>;
-  tile_load_matrix(a.A + system * a.a_batch, a.n, a.a_row, a.a_col, scratch.factor);
-  tile_damp<T>(scratch.factor, a.n, a.damping[system * a.damping_stride]);
-  a.info[system] = tile_factor(scratch.factor, a.n);
+  T* matrix = scratch.factor;
+  T* X = a.X + system * a.n * a.k;
+  const int64_t rows = a.k == 1 ? a.n + 1 : a.n;
+  tile_load_matrix(a.A + system * a.a_batch, a.n, a.a_row, a.a_col, rows, matrix);
+  tile_damp<T>(matrix, a.n, a.damping[system * a.damping_stride]);
+  if (a.k == 1) tile_put_vector(a.B + system * a.b_batch, a.b_row, a.n, matrix);
+  a.info[system] = tile_factor(matrix, a.n, rows);
   if (a.info[system] != 0) {
-    fill_nan(a.X + system * a.n * a.k, a.n * a.k);
+    fill_nan(X, a.n * a.k);
+    return;
+  }
+  if (a.k == 1) {
+    tile_back_vector(matrix, a.n, scratch.rhs);
+    for (int64_t p = 0; p < a.n; ++p) X[p] = scratch.rhs[p];
     return;
   }
   int64_t s = 0;
