@@ -16,7 +16,7 @@ constexpr int64_t kLaneOrder = 256;
 template <class T>
 BACKMATCH_INLINE double cost_alone(int64_t n) {
   const double order = static_cast<double>(n < 1 ? 1 : n);
-  return sizeof(T) == 4 ? 260 / order : 0.5 + 130 / order;
+  return sizeof(T) == 4 ? 260 / order : 0.3 + 150 / order;
 }
 
 // What a pack costs more because threads run out of packs before they run out of systems.
