@@ -104,21 +104,25 @@ void list_active(const T* slopes, int64_t n, int64_t stride, ActiveRows<T>& rows
   }
 }
 
+// The vector of a row that holds active entry q; 0 where there is none.
+template <class T>
+BACKMATCH_INLINE int64_t vector_of(const ActiveRows<T>& rows, int64_t q) {
+  return q < 0 ? 0 : rows.index[q] / kLanes<T>;
+}
+
 // The active entries begin .. end of R rows, row r into out[r * room + begin ..]; other entries
 // there, up to a vector past the last active one, may change too. Rows are readable in whole
-// vectors.
+// vectors and read up to vector `last`, that of entry end - 1 or a later one: packs pass the same
+// for all lanes, whose loops then all take the same turns.
 template <class T, int R>
 BACKMATCH_INLINE void keep_active(const ActiveRows<T>& rows, const T* const* from, int64_t begin,
-                                  int64_t end, T* out, int64_t room) {
-  if (begin >= end) return;
+                                  int64_t end, int64_t last, T* out, int64_t room) {
   if constexpr (kPermutes) {
-    constexpr int kWidth = kLanes<T>;
-    const int64_t last = rows.index[end - 1] / kWidth;
-    for (int64_t c = rows.index[begin] / kWidth; c <= last; ++c) {
+    for (int64_t c = vector_of(rows, begin); c <= last; ++c) {
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r)
         store(out + r * room + rows.start[c],
-              permute_words<T>(load(from[r] + c * kWidth), rows.pick + c * kWords));
+              permute_words<T>(load(from[r] + c * kLanes<T>), rows.pick + c * kWords));
     }
   } else {
     for (int64_t q = begin; q < end; ++q)

@@ -97,15 +97,17 @@ void finish(const ScaledGramArgs<T>& a, int64_t system, int64_t info, const Acti
 }
 
 // Points at rows first .. first + kTile of one system, without its slopes: at rows of K where all
-// are active, else at `buffer`, `room` entries a row. Past the active rows, zeros.
+// are active, else at `buffer`, `room` entries a row. Past the active rows, zeros. `last`: see
+// keep_active.
 template <class T>
 BACKMATCH_INLINE void active_block(const Shared<T>& k, int64_t n, const ActiveRows<T>& rows,
-                                   int64_t first, T* buffer, int64_t room, const T** block) {
+                                   int64_t first, int64_t last, T* buffer, int64_t room,
+                                   const T** block) {
   const int64_t stop = first + kTile < rows.count ? first + kTile : rows.count;
   for (int r = 0; r < kTile; ++r)
     block[r] = first + r < stop ? k.full + rows.index[first + r] * k.pitch : k.zeros;
   if (rows.count == n || first >= stop) return;
-  keep_active<T, kTile>(rows, block, 0, stop, buffer, room);
+  keep_active<T, kTile>(rows, block, 0, stop, last, buffer, room);
   for (int r = 0; first + r < stop; ++r) block[r] = buffer + r * room;
 }
 
@@ -135,10 +137,16 @@ void gather_pack(const Shared<T>& k, int64_t n, int64_t most, const ActiveRows<T
   IntVec<T> counts{};
   for (int l = 0; l < kWidth; ++l) counts[l] = static_cast<typename Simd<T>::Index>(rows[l].count);
   for (int64_t first = 0; first < most; first += kTile) {
+    int64_t last = 0;
+    for (int l = 0; l < kWidth; ++l) {
+      const int64_t stop = first + kTile < rows[l].count ? first + kTile : rows[l].count;
+      const int64_t own = vector_of(rows[l], stop - 1);
+      last = own > last ? own : last;
+    }
     const T* from[kTile][kWidth];
     for (int l = 0; l < kWidth; ++l) {
       const T* block[kTile];
-      active_block(k, n, rows[l], first, buffers + l * kTile * room, room, block);
+      active_block(k, n, rows[l], first, last, buffers + l * kTile * room, room, block);
       for (int r = 0; r < kTile; ++r) from[r][l] = block[r];
     }
     for (int r = 0; r < kTile && first + r < most; ++r)
@@ -193,7 +201,8 @@ void gather_tiles(const Shared<T>& k, int64_t n, const ActiveRows<T>& rows, T* b
     const int64_t begin = p / kPanelRows<T> * kPanelRows<T>;
     const T* row = k.full + rows.index[p] * k.pitch;
     if (rows.count < n) {
-      keep_active<T, 1>(rows, &row, begin, rows.count, buffer, 0);
+      const int64_t last = vector_of(rows, rows.count - 1);
+      keep_active<T, 1>(rows, &row, begin, rows.count, last, buffer, 0);
       row = buffer;
     }
     for (int64_t first = begin; first < rows.count; first += kWidth)
