@@ -18,6 +18,19 @@ void ridge_dual(const std::string& dtype, int64_t batch, int64_t m, int64_t n, A
   });
 }
 
+void ridge_complement(const std::string& dtype, int64_t batch, int64_t m, int64_t n, Address Z,
+                      int64_t z_row, int64_t z_col, Address D, int64_t d_batch, int64_t d_col,
+                      Address R, int64_t r_batch, int64_t r_col, Address damping,
+                      int64_t damping_stride, Address d, Address info) {
+  check_sizes("ridge_complement", {batch, m, n});
+  if (dtype != "float32")
+    throw std::invalid_argument("ridge_complement: expected dtype 'float32', got '" + dtype + "'");
+  active_level().ridge_complement({batch, m, n, at<const float>(Z), z_row, z_col,
+                                   at<const float>(D), d_batch, d_col, at<const float>(R), r_batch,
+                                   r_col, at<const float>(damping), damping_stride, at<float>(d),
+                                   at<int32_t>(info)});
+}
+
 void ridge_error(const std::string& dtype, int64_t batch, int64_t m, int64_t n, Address Z,
                  int64_t z_row, int64_t z_col, Address D, int64_t d_batch, int64_t d_col, Address R,
                  int64_t r_batch, int64_t r_col, Address damping, int64_t damping_stride, Address d,
@@ -85,6 +98,9 @@ void bind_family(pybind11::module_& m) {
   using namespace pybind11::literals;
   using released = pybind11::call_guard<pybind11::gil_scoped_release>;
   m.def("ridge_dual", ridge_dual, released(), "dtype"_a, "batch"_a, "m"_a, "n"_a,
+        "Z"_a, "z_row"_a, "z_col"_a, "D"_a, "d_batch"_a, "d_col"_a, "R"_a, "r_batch"_a, "r_col"_a,
+        "damping"_a, "damping_stride"_a, "d"_a, "info"_a);
+  m.def("ridge_complement", ridge_complement, released(), "dtype"_a, "batch"_a, "m"_a, "n"_a,
         "Z"_a, "z_row"_a, "z_col"_a, "D"_a, "d_batch"_a, "d_col"_a, "R"_a, "r_batch"_a, "r_col"_a,
         "damping"_a, "damping_stride"_a, "d"_a, "info"_a);
   m.def("ridge_error", ridge_error, released(), "dtype"_a, "batch"_a, "m"_a, "n"_a,

@@ -79,6 +79,9 @@ struct RidgeDualArgs {
   int32_t* info;
 };
 
+// ridge_complement: the same for one damping (damping_stride is not read), float32, and 0/1 slopes
+// most of which are 1 in many systems; other systems are solved as by ridge_dual.
+
 // How well d solves the problem above: error[j] = |Z^T D_j (D_j Z d_j - R_j) + damping_j d_j|^2 and
 // size[j] = |Z^T D_j R_j|^2, (batch,) contiguous. D may be null: ones.
 template <class T>

@@ -1,6 +1,7 @@
 """The routes of :mod:`ridge` for one matrix Z (m, n); derived here.
 
 - :func:`shared`, no slopes: one Cholesky factor of the smaller of Z^T Z and Z Z^T;
+- :func:`complement`: the same solution for 0/1 slopes, by way of the rows that are not active;
 - :func:`dual`: d = Z^T x, x = S y, (S K S + damping I) y = r with one K = Z Z^T;
 - :func:`primal`: (Z^T S^2 Z + damping I) d = Z^T S r;
 - :func:`minimum_norm`, damping 0: singular values of S Z, cut relative to the largest.
@@ -36,9 +37,20 @@ def dual(Z: Tensor, R: Tensor, slopes: Tensor, damping: Tensor) -> tuple[Tensor,
     if Z.is_cuda:
         x, info = solve_family(Z @ Z.mT, slopes, R, damping)
         return x @ Z, info
+    return _solved(native().ridge_dual, Z, R, slopes, damping)
+
+
+def complement(Z: Tensor, R: Tensor, slopes: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]:
+    """:func:`dual` for slopes that are mostly 0 or 1 and ``damping: ()``; float32 on the CPU."""
+    return _solved(native().ridge_complement, Z, R, slopes, damping)
+
+
+def _solved(
+    kernel: Any, Z: Tensor, R: Tensor, slopes: Tensor, damping: Tensor
+) -> tuple[Tensor, Tensor]:
     d = torch.empty(R.shape[0], Z.shape[1], dtype=R.dtype)
     info = torch.empty(R.shape[0], dtype=torch.int32)
-    call_family(native().ridge_dual, Z, slopes, R, damping, d.data_ptr(), info.data_ptr())
+    call_family(kernel, Z, slopes, R, damping, d.data_ptr(), info.data_ptr())
     return d, info
 
 

@@ -2,8 +2,8 @@
 
     min_d  1/2 |diag(s_j) Z d - r_j|^2 + damping_j/2 |d|^2,    j = 1..batch
 
-This file checks the arguments, brings them to one batch of systems per matrix and chooses the
-route; ``_ridge_routes`` has the routes.
+This file checks the arguments and brings them to one batch of systems per matrix;
+``_ridge_routes`` has the routes and ``_ridge_choice`` the choice between them.
 """
 
 from __future__ import annotations
@@ -17,11 +17,8 @@ from .. import checks
 from ._failures import raise_failures
 from ._layout import damping_tensor, family_lead, flat, require_damping
 from ._library import define, not_differentiable
-from ._ridge_routes import dual, minimum_norm, primal, shared
-
-#: With more active rows than columns the dual matrix is singular but for its damping. It is used
-#: only where damping >= DUAL_FLOOR * trace / n, which bounds what rounding is amplified by.
-DUAL_FLOOR = 1e-3
+from ._ridge_choice import choose
+from ._ridge_routes import minimum_norm, shared
 
 #: d, info and, where every system is undamped, rank.
 Solved = tuple[Tensor, Tensor, Tensor | None]
@@ -176,8 +173,7 @@ def damped(
         if damping.dim() == 0:
             return shared(Z, R, damping)
         slopes = R.new_ones(()).expand_as(R)
-    route = dual if _prefers_dual(Z, slopes, damping) else primal
-    return route(Z, R, slopes, damping)
+    return choose(Z, slopes, damping)(Z, R, slopes, damping)
 
 
 def _solve_mixed(
@@ -188,29 +184,6 @@ def _solve_mixed(
     for part in (undamped.nonzero().flatten(), (~undamped).nonzero().flatten()):
         d[part], info[part], _ = _solve(Z, systems.take(part), rcond, group)
     return d, info, None
-
-
-def _prefers_dual(Z: Tensor, slopes: Tensor, damping: Tensor) -> bool:
-    """Whether the dual form costs less, and is as accurate.
-
-    With a active rows (slope not 0) a system costs a^3 / 6 + a^2 multiplications in dual form and
-    a n^2 / 2 + n^3 / 6 + n^2 in primal form: never less for a <= n. The dual has its common K
-    besides, m^2 n at the speed of a matrix product.
-    """
-    m, n = Z.shape
-    if m <= n:
-        return True
-    batch = slopes.shape[0]
-    active = slopes.sign().abs_().sum(-1)  # a third of count_nonzero's time
-    if float(active.max()) <= n:
-        return True
-    squares = active.square()
-    dual_cost = float(squares.dot(active)) / 6 + float(squares.sum()) + m * m * n
-    primal_cost = float(active.sum()) * n * n / 2 + batch * (n**3 / 6 + n * n)
-    if dual_cost > primal_cost:
-        return False
-    trace = slopes.square() @ Z.square().sum(-1)
-    return bool((damping >= DUAL_FLOOR / n * trace).all())
 
 
 def _zeros(R: Tensor, n: int) -> Solved:

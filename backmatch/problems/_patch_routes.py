@@ -19,7 +19,7 @@ from torch import Tensor
 from ..linalg import _library, scaled_gram_solve_ex, spd_solve_ex
 from ..linalg._library import in_chunks
 from ..linalg._normal import cholesky_inverse
-from ..linalg.ridge import DUAL_FLOOR
+from ..linalg._ridge_choice import DUAL_FLOOR
 from ..linalg.spd import solve_shared
 from ._patch_units import gram_of_units, normed_dual
 from .base import Direct, Preconditioner, mean_factor

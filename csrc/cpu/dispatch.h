@@ -22,6 +22,7 @@ struct Kernels {
 struct Level {
   Kernels<float> f32;
   Kernels<double> f64;
+  void (*ridge_complement)(const RidgeDualArgs<float>&);
 };
 
 // Names of the levels in this build, slowest first: "baseline", "avx2", "avx512".

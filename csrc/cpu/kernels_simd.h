@@ -17,6 +17,7 @@ template <class T>
 void cg(const CgArgs<T>& args);
 template <class T>
 void ridge_dual(const RidgeDualArgs<T>& args);
+void ridge_complement(const RidgeDualArgs<float>& args);
 template <class T>
 void ridge_error(const RidgeErrorArgs<T>& args);
 template <class T>

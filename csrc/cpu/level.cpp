@@ -16,7 +16,7 @@ constexpr Kernels<T> table() {
 }  // namespace
 
 extern const Level level;
-const Level level = {table<float>(), table<double>()};
+const Level level = {table<float>(), table<double>(), ridge_complement};
 
 }  // namespace BACKMATCH_SIMD_LEVEL
 }  // namespace backmatch
