@@ -9,7 +9,6 @@ from torch import Tensor
 
 from backmatch import _C
 
-LEVELS = ("baseline", "avx2", "avx512")
 SIZES = (0, 1, 2, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 96, 97, 129, 200, 257)
 DTYPES = (torch.float32, torch.float64)
 FILL = 7.0  # results start as this, so that an entry nobody wrote shows

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import scipy.linalg
 import torch
 from native_calls import (
     DTYPES,
-    LEVELS,
     SIZES,
     backward_error,
     cg,
@@ -22,30 +19,7 @@ from native_calls import (
     scaled_gram_solve,
     scipy_solve,
     spd_solve,
-    weighted_gram,
 )
-
-from backmatch import _C
-
-
-@pytest.fixture(params=LEVELS)
-def level(request: pytest.FixtureRequest) -> Iterator[str]:
-    """One SIMD level after the other; the setting is process-wide and put back afterwards."""
-    active = _C.build_info()["simd_active"]
-    try:
-        _C.set_simd_level(request.param)
-    except ValueError as error:
-        pytest.skip(str(error))
-    yield request.param
-    _C.set_simd_level(active)
-
-
-@pytest.fixture
-def two_threads() -> Iterator[None]:
-    """Puts the number of threads back."""
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name)
@@ -66,6 +40,20 @@ def test_spd_solve_is_backward_stable(level: str, n: int, dtype: torch.dtype) ->
         want = scipy_solve(reference, B.double().numpy())
         eps = torch.finfo(dtype).eps
         np.testing.assert_allclose(X.double(), want, rtol=0, atol=200 * eps * abs(want).max())
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+def test_every_order_in_packs_and_alone(level: str, dtype: torch.dtype) -> None:
+    """Block rows and panels of every length: the same bits from both layouts, at any k."""
+    for n in (*range(1, 71), 127, 128, 159, 160, 161):
+        A, B = random_spd(17, n, dtype), random_tensor(17, n, 2, dtype=dtype)
+        damping = random_tensor(17, dtype=dtype).abs()
+        X, _ = spd_solve(A, B, damping)
+        assert backward_error(damped(A, damping), X, B.double().numpy(), dtype) < 2
+        assert torch.equal(spd_solve(A[16:], B[16:], damping[16:])[0], X[16:])
+        for part in (slice(0, 17), slice(16, 17)):
+            one, _ = spd_solve(A[part], B[part, :, 1:], damping[part])
+            assert torch.equal(one, X[part, :, 1:])
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name)
@@ -168,6 +156,33 @@ def test_scaled_gram_solve_matches_scipy(level: str, n: int, dtype: torch.dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name)
+def test_scaled_gram_solve_cuts_out_any_rows(level: str, dtype: torch.dtype) -> None:
+    """Few, many or all rows active, at the ends of vectors or inside: as the small dense systems.
+
+    Rows of K that a system leaves out may hold NaN.
+    """
+    batch = 18
+    for n in (*range(1, 71), 129):
+        K, R = random_spd(1, n, dtype)[0], random_tensor(batch, n, dtype=dtype)
+        chance = torch.rand(batch, n, generator=torch.Generator().manual_seed(n))
+        D = (chance < torch.linspace(0, 1.2, batch)[:, None]).to(dtype) * 1.5
+        damping = torch.full((1,), 0.5, dtype=dtype)
+        X, info = scaled_gram_solve(K, D, R, damping)
+        assert (info == 0).all()
+        for system in range(batch):
+            rows = D[system].nonzero().flatten()
+            small = 2.25 * K[rows][:, rows], R[system, rows, None]
+            want = 1.5 * spd_solve(small[0][None], small[1][None], damping)[0][0, :, 0]
+            # K enters as (1.5 K) 1.5 there, as 2.25 K here
+            torch.testing.assert_close(X[system, rows], want, rtol=1e-4, atol=1e-5)
+            broken = K.clone()
+            out = (D[system] == 0).nonzero().flatten()
+            broken[out] = broken[:, out] = float("nan")
+            alone = D[system : system + 1], R[system : system + 1]
+            assert torch.equal(scaled_gram_solve(broken, *alone, damping)[0][0], X[system])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name)
 @pytest.mark.parametrize("n", [1, 7, 33, 64, 130, 260])
 def test_scaled_gram_solve_bits_ignore_batch_threads_and_strides(
     level: str, n: int, dtype: torch.dtype, two_threads: None
@@ -213,45 +228,6 @@ def test_scaled_gram_solve_info_counts_all_rows(level: str, n: int, dtype: torch
         want = torch.where(rows, R[system] / D[system], 0.0)
         eps = torch.finfo(dtype).eps
         torch.testing.assert_close(X[system], want, rtol=8 * eps, atol=0.0)
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=name)
-@pytest.mark.parametrize("n", SIZES)
-def test_weighted_gram_matches_numpy(level: str, n: int, dtype: torch.dtype) -> None:
-    batch = 5
-    damping = random_tensor(batch, dtype=dtype)
-    for m in (0, 1, 7, 33, 300):
-        Z, w = random_tensor(m, n, dtype=dtype), random_slopes(batch, m, dtype)
-        w[0].clamp_(min=0)
-        G = weighted_gram(Z, w, damping)
-        rows, weights = Z.double().numpy(), w.double().numpy()
-        want = np.einsum("mi,bm,mj->bij", rows, weights, rows, optimize=True)
-        size = np.einsum("mi,bm,mj->bij", abs(rows), abs(weights), abs(rows), optimize=True)
-        shift = damping.double().numpy()[:, None, None] * np.eye(n)
-        bound = (m + 4) * torch.finfo(dtype).eps * (size + abs(shift))
-        assert (abs(G.double().numpy() - want - shift) <= bound).all()
-        assert torch.equal(G, G.mT)
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=name)
-def test_weighted_gram_skips_rows_and_keeps_bits(
-    level: str, dtype: torch.dtype, two_threads: None
-) -> None:
-    batch, m, n = 23, 70, 37
-    Z, w = random_tensor(m, n, dtype=dtype), random_slopes(batch, m, dtype)
-    Z[5] = float("nan")
-    w[:, 5] = 0.0
-    damping = torch.full((1,), 0.5, dtype=dtype)
-    torch.set_num_threads(2)
-    G = weighted_gram(Z, w, damping)
-    assert G.isfinite().all()
-    torch.set_num_threads(1)
-    strided = torch.zeros(2 * m, 3 * n, dtype=dtype)[::2, ::3].copy_(Z)
-    for rows, weights in ((Z, w), (Z.T.contiguous().T, w.T.contiguous().T), (strided, w)):
-        assert torch.equal(weighted_gram(rows, weights, damping), G)
-    for system in (0, 11, 22):
-        assert torch.equal(weighted_gram(Z, w[system : system + 1], damping)[0], G[system])
-    assert torch.equal(weighted_gram(Z, w[4:5].expand(batch, m), damping)[7], G[4])
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name)

@@ -63,6 +63,12 @@ int64_t list_rows(const WeightedGramArgs<T>& a, int64_t system, int64_t& i, Gram
   return count;
 }
 
+// A row of a strip, at any address that is aligned for one element.
+template <class T>
+struct Strip {
+  typedef T Row __attribute__((vector_size(kGramStrip * sizeof(T)), aligned(sizeof(T)), may_alias));
+};
+
 // strip[q * kGramStrip + c] = w_q Z[listed[q], column + c]; a strip never leaves its panel.
 template <class T>
 void weigh_strip(const T* panels, int64_t m, int64_t column, int64_t count, GramScratch<T> s) {
@@ -70,7 +76,8 @@ void weigh_strip(const T* panels, int64_t m, int64_t column, int64_t count, Gram
   const T* from = panels + column / kWide * m * kWide + column % kWide;
   T* strip = s.strips + column * kGramRows;
   for (int64_t q = 0; q < count; ++q, strip += kGramStrip)
-    for (int c = 0; c < kGramStrip; ++c) strip[c] = s.weights[q] * from[s.listed[q] * kWide + c];
+    *reinterpret_cast<typename Strip<T>::Row*>(strip) =
+        *reinterpret_cast<const typename Strip<T>::Row*>(from + s.listed[q] * kWide) * s.weights[q];
 }
 
 // tile (kGramStrip rows of M vectors, `pitch` apart) += strip^T panel, or = if kFirst.

@@ -71,7 +71,7 @@ struct Costs {
   Costs(int64_t m, int64_t n) : row(0) {
     const double order = static_cast<double>(n);
     const double all = static_cast<double>(m);
-    pairs = 0.9 * all * static_cast<double>((pair_count(n) + kLanes<T> - 1) / kLanes<T>);
+    pairs = 1.05 * all * static_cast<double>((pair_count(n) + kLanes<T> - 1) / kLanes<T>);
     rows = 4 * all + order * order;
     for (int64_t p = 0; p < gram_order(n); p += kGramColumns<T>)
       for (int64_t i = p; i < gram_order(n); i += kGramStrip)

@@ -1,0 +1,30 @@
+"""Fixtures of the tests that call the native CPU kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+
+@pytest.fixture(params=("baseline", "avx2", "avx512"))
+def level(request: pytest.FixtureRequest) -> Iterator[str]:
+    """One SIMD level after the other; the setting is process-wide and put back afterwards."""
+    from backmatch import _C  # here: other tests run without the module
+
+    active = _C.build_info()["simd_active"]
+    try:
+        _C.set_simd_level(request.param)
+    except ValueError as error:
+        pytest.skip(str(error))
+    yield request.param
+    _C.set_simd_level(active)
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """Puts the number of threads back."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
