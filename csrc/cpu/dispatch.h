@@ -11,6 +11,7 @@ struct Kernels {
   void (*scaled_gram_solve)(const ScaledGramArgs<T>&);
   void (*weighted_gram)(const WeightedGramArgs<T>&);
   void (*cg)(const CgArgs<T>&);
+  double (*fma_rate)(int64_t repeats);
 };
 
 struct Level {

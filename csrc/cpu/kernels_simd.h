@@ -15,6 +15,8 @@ template <class T>
 void weighted_gram(const WeightedGramArgs<T>& args);
 template <class T>
 void cg(const CgArgs<T>& args);
+template <class T>
+double fma_rate(int64_t repeats);
 
 }  // namespace BACKMATCH_SIMD_LEVEL
 }  // namespace backmatch
