@@ -18,10 +18,10 @@ Inputs = tuple[Any, ...]
 #: The name of this package's candidate in every table.
 OURS = "backmatch"
 #: Bytes of matrices in one call, unless ``--batch`` says otherwise.
-_BATCH_BYTES, _QUICK_BATCH_BYTES = 64 * 2**20, 8 * 2**20
+_BATCH_BYTES, _QUICK_BATCH_BYTES, _CUDA_BATCH_BYTES = 64 * 2**20, 8 * 2**20, 4 * 2**30
 _MOST_SYSTEMS, _FEWEST_SYSTEMS = 10_000, 64
 #: Most input sets, and bytes of all sets.
-_MOST_SETS, _MOST_SET_BYTES = 16, 2**30
+_MOST_SETS, _MOST_SET_BYTES = 16, 2**30  # but always two sets
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,8 @@ class Settings:
         """The systems that were asked for, else as many as fill a memory of fixed size."""
         if self.options.batch is not None:
             return self.options.batch
-        most = _QUICK_BATCH_BYTES if self.quick else _BATCH_BYTES
+        large = _CUDA_BATCH_BYTES if self.device.type == "cuda" else _BATCH_BYTES
+        most = _QUICK_BATCH_BYTES if self.quick else large
         fewest = _FEWEST_SYSTEMS // 4 if self.quick else _FEWEST_SYSTEMS
         return max(fewest, min(_MOST_SYSTEMS, most // max(1, system_bytes)))
 

@@ -23,23 +23,36 @@ _SHORT = {"float32": "f32", "float64": "f64", "back-propagation": "back-prop"}
 _MIB = 2**20
 
 
+def legend() -> list[str]:
+    """What the columns mean."""
+    return [
+        "ours: one call on the whole batch; under a peer's name: its time over ours",
+        "/FMA, /copy: fractions of a multiply-add loop's and a copy's rate, measured in turn",
+        "error: worst scaled residual of our answer (step, peers: relative difference)",
+    ]
+
+
 def show(question: str, rows: Sequence[Row]) -> None:
-    """Print the table of one question and the remarks on it."""
-    heading, columns, lines = table(question, rows)
-    say("")
-    if _HAS_RICH and sys.stdout.isatty():
-        grid = rich.table.Table(title=heading, title_justify="left", box=rich.box.SIMPLE)
-        for column in columns:
-            grid.add_column(column, justify="right", no_wrap=True)
-        for line in lines:
-            grid.add_row(*line)
-        rich.console.Console(width=WIDTH, highlight=False).print(grid)
-    else:
-        say(heading)
-        for text in aligned([columns, *lines]):
-            say(text)
+    """Print the tables of one question, one for each axis of scaling, and the remarks on it."""
+    for axis in dict.fromkeys(row["case"].get("over") for row in rows):
+        _print(*table(question, [row for row in rows if row["case"].get("over") == axis]))
     for remark in remarks(rows):
         say("  " + remark)
+
+
+def _print(heading: str, columns: list[str], lines: list[list[str]]) -> None:
+    say("")
+    say(heading)
+    if not (_HAS_RICH and sys.stdout.isatty()):
+        for text in aligned([columns, *lines]):
+            say(text)
+        return
+    grid = rich.table.Table(box=rich.box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    for column in columns:
+        grid.add_column(column, justify="right", no_wrap=True)
+    for line in lines:
+        grid.add_row(*line)
+    rich.console.Console(width=WIDTH, highlight=False).print(grid)
 
 
 def table(question: str, rows: Sequence[Row]) -> tuple[str, list[str], list[list[str]]]:
@@ -50,7 +63,7 @@ def table(question: str, rows: Sequence[Row]) -> tuple[str, list[str], list[list
     peers = list(
         dict.fromkeys(name for row in rows for name in (*row.get("ratios", ()), *row["failed"]))
     )
-    columns = [*varying, "ours", *(f"x {_SHORT.get(name, name)}" for name in peers)]
+    columns = [*varying, "ours", *(_SHORT.get(name, name) for name in peers)]
     columns += ["GF/s", "/FMA", "/copy", "error"]
     lines = [
         [

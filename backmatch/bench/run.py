@@ -62,6 +62,9 @@ def start(options: BenchOptions, out: Path | None, *, quiet: bool) -> int:
         settings = settle(options, check_stop)
         if out is not None:
             make_folder(out)
+        if not quiet:
+            for line in report.legend():
+                say(line)
         result, failure = collect(settings, None if quiet else report.show)
         if not quiet:
             say("")
@@ -126,13 +129,16 @@ def make_folder(out: Path) -> None:
 
 
 def collect(
-    settings: Settings, shown: Callable[[str, Sequence[Row]], None] | None
+    settings: Settings,
+    shown: Callable[[str, Sequence[Row]], None] | None,
+    extend: Callable[[Case], Case] = lambda case: case,
 ) -> tuple[dict[str, Any], RunError | None]:
     """Measure all questions: the content of ``bench.json``, and what went wrong.
 
     Args:
         settings: how.
         shown: called with every question and its rows once they are there.
+        extend: adds candidates to a case.
     """
     rows: list[Row] = []
     failure, interrupted = None, False
@@ -141,7 +147,7 @@ def collect(
         try:
             for case in CASES[question](settings):
                 _status(case if shown else None)
-                rows.append(measure(case, settings))
+                rows.append(measure(extend(case), settings))
         except timing.InterruptedBenchError:
             interrupted = True
         except (MemoryError, RuntimeError) as error:

@@ -56,7 +56,7 @@ def case(
         about={"n": n, "batch": batch, "slopes": slopes, "dtype": dtype_name(dtype)},
         inputs=rotated((K,), (D, R), settings.quick),
         candidates=candidates,
-        error=lambda inputs, X: scaled_gram_residual(*inputs[:3], X, DAMPING),
+        error=lambda inputs, X: scaled_gram_residual(inputs[0], inputs[1], inputs[2], X, DAMPING),
         bound=WORST,
         residual="|Ax-b| / (|A||x| n eps), A = D^2 K + damping I",
         flops=float((active**3 / 3 + 2 * active**2).sum()),
