@@ -85,7 +85,7 @@ class Case:
         own_errors: name -> error of a candidate that computes something else.
         threads: CPU threads of this case; ``None`` for those of the run.
         more_checks: further checks of ours, each raising :class:`accuracy.WrongAnswerError`.
-        extra: fields of the row, evaluated once after the checks.
+        extra: names of the candidates that are right -> further fields of the row.
     """
 
     question: str
@@ -102,7 +102,7 @@ class Case:
     own_errors: Mapping[str, Callable[[Inputs, Any], float]] = field(default_factory=dict)
     threads: int | None = None
     more_checks: Sequence[Callable[[], None]] = ()
-    extra: Callable[[], Mapping[str, Any]] = field(default=dict)
+    extra: Callable[[Sequence[str]], Mapping[str, Any]] = lambda right: {}
 
 
 def dtype_name(dtype: torch.dtype) -> str:

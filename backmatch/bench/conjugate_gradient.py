@@ -7,7 +7,7 @@ recursive residual, which is cheaper than ours, which is recomputed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -37,7 +37,7 @@ def dense(settings: Settings, n: int, batch: int, dtype: torch.dtype) -> Case:
     A, B = systems(settings, n, batch, dtype)
     about = {"form": "dense", "n": n, "batch": batch, "rtol": RTOL, "dtype": dtype_name(dtype)}
 
-    def iterations() -> dict[str, object]:
+    def iterations(right: Sequence[str]) -> dict[str, object]:
         found = linalg.cg(A, B, rtol=RTOL).iterations
         return {"iterations": {OURS: float(found.double().mean()), "torch loop": _counted(A, B)}}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,90 +20,126 @@ Row = dict[str, Any]
 #: A peer works on a slice of the batch if its fewest samples would take longer than this share of
 #: its time; the slice is never smaller than this.
 _SMALLEST_SLICE = 8
-#: Names that the rates take among the candidates.
-_RATES = ("fma", "copy")
+#: Calls shorter than this are checked once more after they were timed.
+_CHECK_AGAIN_SECONDS = 0.5
 
 
 def measure(case: Case, settings: Settings) -> Row:
     """The row of one case, as :mod:`backmatch.bench` documents it.
 
-    A peer that raises or is wrong is recorded and left out. If ours is wrong nothing is timed, and
-    the row says so.
+    A peer that raises or is wrong, now or while it is timed, is recorded and left out. If ours is
+    wrong nothing is reported but that.
     """
-    with _threads(case.threads):
-        return _measure(case, settings)
+    with _threads(case.threads), _no_native_chatter():
+        return _Contest(case, settings).row()
 
 
-def _measure(case: Case, settings: Settings) -> Row:
-    row: Row = {"question": case.question, "case": dict(case.about), "ours": OURS}
-    checked, failed = _check(case, settings)
-    row["failed"] = failed
-    if OURS in failed:
-        return row | {"error": failed.pop(OURS)}
-    try:
-        for check in case.more_checks:
-            check()
-    except WrongAnswerError as wrong:
-        return row | {"error": str(wrong)}
-    row["worst_scaled_residual"] = {name: error for name, (error, _) in checked.items()}
-    row["residual"] = case.residual
-    row |= case.extra()
-    estimates = {name: seconds for name, (_, seconds) in checked.items()}
-    return row | _timed(case, estimates, settings)
+class _Contest:
+    """One case in progress.
 
+    Attributes:
+        failed: name -> why it has no time.
+        errors: name -> worst error of its answers.
+        seconds: name -> one warm call.
+    """
 
-def _check(case: Case, settings: Settings) -> tuple[dict[str, tuple[float, float]], dict[str, str]]:
-    """Candidates that are right, with error and seconds of a warm call; and those that failed."""
-    checked, failed = {}, {}
-    for name, run in case.candidates.items():
-        settings.check_stop()
-        inputs = case.inputs[0]
-        try:
-            with _no_native_chatter():
-                began = timing.clock()
-                answer = run(*inputs)
-                first = timing.clock() - began
-            judge = case.own_errors.get(name, case.error)
-            error = require(name, judge(inputs, answer), case.bound)
+    def __init__(self, case: Case, settings: Settings) -> None:
+        self.case, self.settings = case, settings
+        self.failed: dict[str, str] = {}
+        self.errors: dict[str, float] = {}
+        self.seconds: dict[str, float] = {}
+
+    def row(self) -> Row:
+        case = self.case
+        row: Row = {"question": case.question, "case": dict(case.about), "ours": OURS}
+        self._check_all()
+        found = {} if OURS in self.failed else self._timed()
+        # Some failures come and go: a library that is called wrongly from several threads.
+        for name, seconds in self.seconds.items():
+            if seconds < _CHECK_AGAIN_SECONDS:
+                self._check(name)
+        row["failed"] = self.failed
+        if OURS in self.failed:
+            return row | {"error": self.failed.pop(OURS)}
+        row["residual"] = case.residual
+        row["worst_scaled_residual"] = self._without_failed(self.errors)
+        row["times"] = self._without_failed(found.pop("times"))
+        return row | found | _compared(case, row["times"], found)
+
+    def _without_failed(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in values.items() if name not in self.failed}
+
+    def _check_all(self) -> None:
+        for name, run in self.case.candidates.items():
+            self.settings.check_stop()
+            self._check(name)
             # One call is warm enough to be timed if it is long, and cheap to repeat if not.
-            warm = first if first > 0.1 else timing.seconds_of(lambda: run(*inputs))  # noqa: B023
-            checked[name] = (error, warm)
+            if self.seconds.get(name, 1.0) < 0.1 and name not in self.failed:
+                self.seconds[name] = timing.seconds_of(lambda: run(*self.case.inputs[0]))  # noqa: B023
+        try:
+            for check in self.case.more_checks if OURS not in self.failed else ():
+                check()
         except WrongAnswerError as wrong:
-            failed[name] = str(wrong)
+            self.failed[OURS] = _reason(wrong)
+
+    def _check(self, name: str) -> None:
+        """Call a candidate once and judge its answer."""
+        inputs = self.case.inputs[0]
+        judge = self.case.own_errors.get(name, self.case.error)
+        try:
+            began = timing.clock()
+            answer = self.case.candidates[name](*inputs)
+            self.seconds.setdefault(name, timing.clock() - began)
+            error = require(name, judge(inputs, answer), self.case.bound)
+            self.errors[name] = max(error, self.errors.get(name, 0.0))
         except Exception as failure:  # a peer that cannot do the case is a result, too
-            text = " ".join(str(failure).split())
-            failed[name] = f"{type(failure).__name__}: {text[:200]}"
-    return checked, failed
+            self.failed[name] = _reason(failure)
+
+    def _timed(self) -> Row:
+        """``times`` of all that have not failed, both rates, and the case's extra fields."""
+        case, effort = self.case, self.settings.effort
+        row: Row = dict(case.extra([name for name in self.errors if name not in self.failed]))
+        inputs = timing.Inputs(case.inputs)
+        calls: dict[str, timing.Call] = {}
+        counts: dict[str, int | None] = {}
+        for name in self._without_failed(self.errors):
+            counts[name] = None if name == OURS else _slice(case, self.seconds[name], effort)
+            call = inputs.bind(case.candidates[name], counts[name], case.shared)
+            calls[name] = call if name == OURS else self._guarded(name, call)
+            if counts[name] is not None:
+                self.seconds[name] = timing.seconds_of(calls[name])
+        rates = machine.rates(self.settings.device, getattr(torch, case.about["dtype"]))
+        for name, rate in rates.items():
+            rate.run()
+            calls[name] = rate.run
+        seconds = self.seconds | {name: timing.seconds_of(rate.run) for name, rate in rates.items()}
+        peers = effort.fewest_of_peers
+        fewest = {
+            name: peers if name in counts and name != OURS else effort.fewest for name in calls
+        }
+        measured = timing.interleave(calls, seconds, fewest, effort, self.settings.check_stop)
+        rate_of = {name: rate.work / measured.pop(name).median for name, rate in rates.items()}
+        times = {name: _summary(one, case, counts[name]) for name, one in measured.items()}
+        row["fma_gflops"] = rate_of["fma"] / 1e9
+        row["copy_gbytes_per_second"] = rate_of["copy"] / 1e9
+        return row | {"times": times}
+
+    def _guarded(self, name: str, call: timing.Call) -> timing.Call:
+        """``call``, which after a failure does nothing but stand in the list of failures."""
+
+        def run() -> None:
+            if name not in self.failed:
+                try:
+                    call()
+                except Exception as failure:
+                    self.failed[name] = _reason(failure)
+
+        return run
 
 
-def _timed(case: Case, estimates: Mapping[str, float], settings: Settings) -> Row:
-    inputs = timing.Inputs(case.inputs)
-    calls: dict[str, Callable[[], object]] = {}
-    counts: dict[str, int | None] = {}
-    seconds, fewest = dict(estimates), {}
-    for name, estimate in estimates.items():
-        counts[name] = None if name == OURS else _slice(case, estimate, settings.effort)
-        calls[name] = inputs.bind(case.candidates[name], counts[name], case.shared)
-        fewest[name] = settings.effort.fewest
-        if name != OURS:
-            fewest[name] = settings.effort.fewest_of_peers
-        if counts[name] is not None:
-            seconds[name] = timing.seconds_of(calls[name])
-    dtype = getattr(torch, case.about["dtype"])
-    rates = machine.rates(settings.device, dtype)
-    for name, rate in rates.items():
-        rate.run()
-        calls[name], fewest[name] = rate.run, settings.effort.fewest
-        seconds[name] = timing.seconds_of(rate.run)
-    measured = timing.interleave(calls, seconds, fewest, settings.effort, settings.check_stop)
-    scales = {name: _scale(case, counts.get(name)) for name in measured}
-    times = {
-        name: _summary(found, scales[name], case, counts.get(name))
-        for name, found in measured.items()
-        if name not in _RATES
-    }
-    fma, copy = (rates[name].work / measured[name].median for name in _RATES)
-    return {"times": times, **_compared(case, times, fma, copy)}
+def _reason(failure: Exception) -> str:
+    text = " ".join(str(failure).split())[:200]
+    return text if isinstance(failure, WrongAnswerError) else f"{type(failure).__name__}: {text}"
 
 
 def _slice(case: Case, estimate: float, effort: timing.Effort) -> int | None:
@@ -115,11 +151,8 @@ def _slice(case: Case, estimate: float, effort: timing.Effort) -> int | None:
     return count if count < case.batch else None
 
 
-def _scale(case: Case, count: int | None) -> float:
-    return 1.0 if count is None or case.batch is None else case.batch / count
-
-
-def _summary(found: Measurement, scale: float, case: Case, count: int | None) -> dict[str, Any]:
+def _summary(found: Measurement, case: Case, count: int | None) -> dict[str, Any]:
+    scale = 1.0 if count is None or case.batch is None else case.batch / count
     summary: dict[str, Any] = {
         "median_seconds": found.median * scale,
         "iqr_seconds": found.iqr * scale,
@@ -131,23 +164,22 @@ def _summary(found: Measurement, scale: float, case: Case, count: int | None) ->
     return summary
 
 
-def _compared(case: Case, times: Mapping[str, Any], fma: float, copy: float) -> Row:
-    ours = times[OURS]["median_seconds"]
-    medians = {name: entry["median_seconds"] for name, entry in times.items() if name != OURS}
+def _compared(case: Case, times: Mapping[str, Any], rates: Row) -> Row:
+    medians = {name: entry["median_seconds"] for name, entry in times.items()}
+    ours = medians.pop(OURS)
     row: Row = {
         "ratios": {name: median / ours for name, median in medians.items()},
         "best_peer": min(medians, key=lambda name: medians[name]) if medians else None,
-        "fma_gflops": fma / 1e9,
-        "copy_gbytes_per_second": copy / 1e9,
     }
     if case.flops:
-        rate = {name: case.flops / entry["median_seconds"] for name, entry in times.items()}
         row["flops"] = case.flops
-        row["gflops"] = {name: value / 1e9 for name, value in rate.items()}
-        row["fraction_of_fma"] = rate[OURS] / fma
+        row["gflops"] = {
+            name: case.flops / entry["median_seconds"] / 1e9 for name, entry in times.items()
+        }
+        row["fraction_of_fma"] = row["gflops"][OURS] / rates["fma_gflops"]
     if case.bytes:
         row["bytes"] = case.bytes
-        row["fraction_of_copy"] = case.bytes / ours / copy
+        row["fraction_of_copy"] = case.bytes / 1e9 / ours / rates["copy_gbytes_per_second"]
     return row
 
 

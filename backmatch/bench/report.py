@@ -124,22 +124,27 @@ def seconds(value: float) -> str:
 def remarks(rows: Sequence[Row]) -> list[str]:
     """What the table leaves out: wrong answers, failures, fewer repeats, slices, memory."""
     lines = []
+    failures: dict[str, list[str]] = {}
     for row in rows:
-        where = ", ".join(f"{key} {value}" for key, value in row["case"].items())
         if "error" in row:
+            where = ", ".join(f"{key} {value}" for key, value in row["case"].items())
             lines.append(f"WRONG, not timed: {where}: {row['error']}")
-        lines += [f"failed: {name}, {where}: {why}" for name, why in row["failed"].items()]
-        if "tensor_peak_bytes" in row:
-            lines.append(f"peak memory, {where}: " + _peaks(row))
+        for name, why in row["failed"].items():
+            failures.setdefault(name, []).append(why)
+    for name, reasons in failures.items():
+        lines.append(f"failed: {name} in {len(reasons)} of {len(rows)} cases: {reasons[0]}")
+    lines += [_peaks(row) for row in rows if "tensor_peak_bytes" in row]
     lines.append(_repeats(rows))
     return [line[: WIDTH - 4] + ".." if len(line) > WIDTH - 2 else line for line in lines if line]
 
 
 def _peaks(row: Row) -> str:
-    found = row.get("process_peak_bytes") or row["tensor_peak_bytes"]
-    return ", ".join(
-        f"{name} {size / _MIB:.0f} MiB" for name, size in found.items() if size is not None
-    )
+    found = row.get("process_peak_bytes", {})
+    found = {name: found.get(name) or size for name, size in row["tensor_peak_bytes"].items()}
+    if "batch_m_n_bytes" in row:
+        found["batch x m x n"] = row["batch_m_n_bytes"]
+    sizes = ", ".join(f"{name} {size / _MIB:.0f}" for name, size in found.items())
+    return f"peak MiB, n {row['case']['n']}, {_short(row['case']['dtype'])}: {sizes}"
 
 
 def _repeats(rows: Sequence[Row]) -> str:

@@ -6,7 +6,7 @@ formed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -44,14 +44,14 @@ def case(settings: Settings, question: str, m: int, n: int, batch: int, dtype: t
         "loop": by_loop,
     }
 
-    def extra() -> dict[str, object]:
+    def extra(right: Sequence[str]) -> dict[str, object]:
         if settings.quick or n != 256:
             return {}
         sizes = {
             "result_bytes": batch * n * n * dtype.itemsize,
             "batch_m_n_bytes": batch * m * n * dtype.itemsize,
         }
-        return peaks(candidates, (Z, w), settings.device) | sizes
+        return peaks({name: candidates[name] for name in right}, (Z, w), settings.device) | sizes
 
     return Case(
         question=question,
