@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import platform
 import subprocess
 from collections.abc import Callable
@@ -94,6 +95,7 @@ class Rate:
     work: float
 
 
+@functools.lru_cache  # the buffers of a copy take longer to make than to copy
 def rates(device: torch.device, dtype: torch.dtype) -> dict[str, Rate]:
     """``"fma"`` (operations) and ``"copy"`` (bytes read and written), ready to be timed."""
     return {"fma": _fma(device, dtype), "copy": _copy(device)}
