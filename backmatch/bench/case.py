@@ -119,7 +119,7 @@ def rotated(shared: Inputs, systems: tuple[Tensor, ...], quick: bool = False) ->
         quick: stop at the size of the last-level cache instead of twice that.
     """
     size = sum(value.numel() * value.element_size() for value in (*shared, *systems))
-    wanted = last_level_cache() * (1 if quick else 2)
+    wanted = last_level_cache(systems[0].device) * (1 if quick else 2)
     count = max(2, min(_MOST_SETS, -(-wanted // max(1, size)), _MOST_SET_BYTES // max(1, size)))
     sets = [(*shared, *systems)]
     for turn in range(1, count):

@@ -59,8 +59,10 @@ def cpu_name() -> str:
     return next(names, platform.machine())
 
 
-def last_level_cache() -> int:
-    """Bytes of the largest cache that Linux lists, else 32 MiB."""
+def last_level_cache(device: torch.device) -> int:
+    """Bytes of the GPU's second-level cache, or of the largest one that Linux lists, or 32 MiB."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).L2_cache_size)
     sizes = [32 * 2**20]
     for path in _CACHES.glob("index*/size"):
         text = path.read_text().strip()
@@ -110,7 +112,7 @@ def _fma(device: torch.device, dtype: torch.dtype) -> Rate:
 
 
 def _copy(device: torch.device) -> Rate:
-    size = 256 * 2**20 if device.type == "cuda" else 2 * last_level_cache()
+    size = 256 * 2**20 if device.type == "cuda" else 2 * last_level_cache(device)
     source = torch.zeros(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     return Rate(lambda: target.copy_(source), 2.0 * size)
