@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter, StrMethodFormatter
 
 from .case import OURS
 from .measure import Row
@@ -20,6 +21,7 @@ _STYLES = (
     ("#009E73", "^"),
     ("#CC79A7", "D"),
     ("#E69F00", "v"),
+    ("#56B4E9", "P"),
 )
 _GREY = "#6E6E6E"
 _TITLES = {
@@ -41,7 +43,7 @@ def draw(rows: Sequence[Row]) -> bytes | None:
     if not curves and not timed:
         return None
     with matplotlib.rc_context(_RC):
-        figure = _curves(curves) if curves else _bars(timed)
+        figure = _curves(curves) if curves else _points_only(timed)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
@@ -122,29 +124,28 @@ def _scale(axes: Any, sizes: Sequence[int]) -> None:
     axes.set_axisbelow(True)
 
 
-def _bars(rows: Sequence[Row]) -> Figure:
-    """Time of every candidate, one group of bars per case."""
-    figure = Figure(figsize=(8.6, 1.2 + 1.1 * len(rows)), dpi=150, layout="constrained")
+def _points_only(rows: Sequence[Row]) -> Figure:
+    """Time of every candidate on one line per case."""
+    figure = Figure(figsize=(8.6, 1.3 + 0.5 * len(rows)), dpi=150, layout="constrained")
     axes = figure.subplots()
-    names = list(dict.fromkeys(name for row in rows for name in row["times"]))
-    height = 0.8 / len(names)
-    for k, name in enumerate(names):
-        color = _STYLES[k % len(_STYLES)][0]
-        at = [i + k * height for i, row in enumerate(rows) if name in row["times"]]
-        times = [1e3 * row["times"][name]["median_seconds"] for row in rows if name in row["times"]]
-        axes.barh(at, times, height=0.9 * height, color=color, label=name)
+    names = dict.fromkeys(name for row in rows for name in row["times"])
+    for (color, marker), name in zip(itertools.cycle(_STYLES), names, strict=False):
+        at = [i for i, row in enumerate(rows) if name in row["times"]]
+        times = [1e3 * float(rows[i]["times"][name]["median_seconds"]) for i in at]
+        size = 9 if name == OURS else 6.5
+        axes.plot(times, at, marker, color=color, markersize=size, linestyle="", label=name)
     axes.set_xscale("log")
-    axes.set_yticks([i + 0.4 - height / 2 for i in range(len(rows))])
+    axes.set_yticks(range(len(rows)))
     axes.set_yticklabels([_label(row) for row in rows])
-    axes.invert_yaxis()
+    axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlabel("time of one call (ms)")
-    axes.xaxis.set_major_formatter(ScalarFormatter())
-    axes.grid(axis="x", color="#E3E3E3", linewidth=0.6)
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.grid(color="#E3E3E3", linewidth=0.6)
     axes.set_axisbelow(True)
-    figure.legend(loc="outside upper center", ncols=len(names), frameon=False, fontsize=9)
+    figure.legend(loc="outside upper center", ncols=min(6, len(names)), frameon=False, fontsize=9)
     return figure
 
 
 def _label(row: Row) -> str:
     values = [str(value) for key, value in row["case"].items() if key != "dtype"]
-    return f"{row['question']}\n" + ", ".join(values[:4])
+    return ", ".join([row["question"], *values])
