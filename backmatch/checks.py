@@ -92,7 +92,7 @@ def finite(name: str, value: Tensor, *, block: str | None = None) -> None:
         return
     # One reduction on the good path: a NaN or Inf survives a sum, an overflow of
     # finite entries is told apart by the exact count below.
-    if bool(torch.isfinite(value.detach().sum())):
+    if math.isfinite(value.detach().sum().item()):
         return
     bad = int((~torch.isfinite(value.detach())).sum())
     if bad:

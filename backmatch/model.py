@@ -81,7 +81,7 @@ def check_parameters(x: Tensor, blocks: list[Block]) -> None:
     """One dtype and one device for all parameters and x; no NaN or Inf."""
     first: tuple[str, Tensor] | None = ("x", x) if x.is_floating_point() else None
     for block in blocks:
-        for name, parameter in block.module.named_parameters():
+        for name, parameter in block.parameters.items():
             label = f"parameter {name!r} of block {block.name!r}"
             if type(parameter) is not nn.Parameter:
                 raise TypeError(f"{label} must be a plain parameter, got {type(parameter)}")

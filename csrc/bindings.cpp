@@ -81,6 +81,33 @@ void cg(const std::string& dtype, int64_t batch, int64_t n, int64_t k, Address A
   });
 }
 
+void ridge_dual(const std::string& dtype, int64_t batch, int64_t m, int64_t n, Address Z,
+                int64_t z_row, int64_t z_col, Address D, int64_t d_batch, int64_t d_col, Address R,
+                int64_t r_batch, int64_t r_col, Address damping, int64_t damping_stride, Address d,
+                Address info) {
+  check_sizes("ridge_dual", {batch, m, n});
+  with_dtype(dtype, [&](auto zero) {
+    using T = decltype(zero);
+    kernels<T>().ridge_dual({batch, m, n, at<const T>(Z), z_row, z_col, at<const T>(D), d_batch,
+                             d_col, at<const T>(R), r_batch, r_col, at<const T>(damping),
+                             damping_stride, at<T>(d), at<int32_t>(info)});
+  });
+}
+
+void ridge_error(const std::string& dtype, int64_t batch, int64_t m, int64_t n, Address Z,
+                 int64_t z_row, int64_t z_col, Address D, int64_t d_batch, int64_t d_col, Address R,
+                 int64_t r_batch, int64_t r_col, Address damping, int64_t damping_stride, Address d,
+                 int64_t step_batch, int64_t step_col, Address error, Address size) {
+  check_sizes("ridge_error", {batch, m, n});
+  with_dtype(dtype, [&](auto zero) {
+    using T = decltype(zero);
+    kernels<T>().ridge_error({batch, m, n, at<const T>(Z), z_row, z_col, at<const T>(D), d_batch,
+                              d_col, at<const T>(R), r_batch, r_col, at<const T>(damping),
+                              damping_stride, at<const T>(d), step_batch, step_col,
+                              at<double>(error), at<double>(size)});
+  });
+}
+
 double fma_rate(const std::string& dtype, int64_t repeats) {
   check_sizes("fma_rate", {repeats});
   double flops = 0;
@@ -132,6 +159,13 @@ PYBIND11_MODULE(_C, m) {
   m.def("cg", backmatch::cg, released(), "dtype"_a, "batch"_a, "n"_a, "k"_a, "A"_a, "a_batch"_a,
         "a_row"_a, "a_col"_a, "damping"_a, "damping_stride"_a, "B"_a, "b_batch"_a, "b_row"_a,
         "b_col"_a, "rtol"_a, "max_steps"_a, "X"_a, "iterations"_a, "residual"_a, "converged"_a);
+  m.def("ridge_dual", backmatch::ridge_dual, released(), "dtype"_a, "batch"_a, "m"_a, "n"_a,
+        "Z"_a, "z_row"_a, "z_col"_a, "D"_a, "d_batch"_a, "d_col"_a, "R"_a, "r_batch"_a, "r_col"_a,
+        "damping"_a, "damping_stride"_a, "d"_a, "info"_a);
+  m.def("ridge_error", backmatch::ridge_error, released(), "dtype"_a, "batch"_a, "m"_a, "n"_a,
+        "Z"_a, "z_row"_a, "z_col"_a, "D"_a, "d_batch"_a, "d_col"_a, "R"_a, "r_batch"_a, "r_col"_a,
+        "damping"_a, "damping_stride"_a, "d"_a, "step_batch"_a, "step_col"_a, "error"_a,
+        "size"_a);
   m.def("fma_rate", backmatch::fma_rate, released(), "dtype"_a, "repeats"_a,
         "Multiply-adds in registers on every thread; returns the operations done, to be timed.");
   m.def("build_info", backmatch::build_info, "What this build holds and which level is in use.");

@@ -61,6 +61,43 @@ struct WeightedGramArgs {
   T* G;
 };
 
+// d_j = Z^T D_j y_j with (D_j Z Z^T D_j + damping_j I) y_j = R_j: the minimiser of
+// |D_j Z d - R_j|^2 / 2 + damping_j |d|^2 / 2 in dual form. Z: (m, n), D and R: (batch, m),
+// d: (batch, n) contiguous.
+template <class T>
+struct RidgeDualArgs {
+  int64_t batch, m, n;
+  const T* Z;
+  int64_t z_row, z_col;
+  const T* D;
+  int64_t d_batch, d_col;
+  const T* R;
+  int64_t r_batch, r_col;
+  const T* damping;
+  int64_t damping_stride;
+  T* d;
+  int32_t* info;
+};
+
+// How well d solves the problem above: error[j] = |Z^T D_j (D_j Z d_j - R_j) + damping_j d_j|^2 and
+// size[j] = |Z^T D_j R_j|^2, (batch,) contiguous. D may be null: ones.
+template <class T>
+struct RidgeErrorArgs {
+  int64_t batch, m, n;
+  const T* Z;
+  int64_t z_row, z_col;
+  const T* D;
+  int64_t d_batch, d_col;
+  const T* R;
+  int64_t r_batch, r_col;
+  const T* damping;
+  int64_t damping_stride;
+  const T* d;
+  int64_t step_batch, step_col;
+  double* error;
+  double* size;
+};
+
 // Conjugate gradient on (A_j + damping_j I) x = b, one Krylov system per batch entry and column.
 // X: (batch, n, k) contiguous, start on entry, result on exit. iterations, residual (relative,
 // recomputed |b - (A + damping I) x| / |b|) and converged: (batch, k) contiguous.

@@ -51,6 +51,7 @@ def kernels(monkeypatch):
     )
     for module in (spd, scaled_gram):
         monkeypatch.setattr(module, "native_cuda", lambda: fake)
+        monkeypatch.setattr(module, "_run", module._run_on_cuda)
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=STREAM))
     return fake
@@ -60,9 +61,9 @@ def kernels(monkeypatch):
 def test_spd_solve_launches(kernels, monkeypatch, per_launch):
     monkeypatch.setattr(_library, "WORKSPACE_BYTES", per_launch * BYTES_PER_SYSTEM)
     A, B, damping = lc.spd(2, 4, 5), lc.normal(4, 5, 2, seed=1), torch.tensor(0.5).double()
-    X, info = spd._cuda(A, B, damping, True)
+    X, info = linalg.spd_solve_ex(A, B, damping=damping)
     assert kernels.launched == {1: [1] * 8, 3: [3, 3, 2], 100: [8]}[per_launch]
-    assert torch.equal(X, linalg.spd_solve(A, B, damping=0.5))
+    torch.testing.assert_close(X, torch.linalg.solve(A + 0.5 * torch.eye(5).double(), B))
     assert info.shape == (2, 4)
 
 
@@ -72,18 +73,22 @@ def test_scaled_gram_solve_launches(kernels, monkeypatch, lead, per_launch):
     monkeypatch.setattr(_library, "WORKSPACE_BYTES", per_launch * BYTES_PER_SYSTEM)
     Z, D = lc.normal(*lead, 6, 7), lc.relu_like(4, 6, seed=1)
     R, damping = lc.normal(*lead, 4, 6, seed=2), lc.normal(4, seed=3).abs() + 0.1
-    X, info = scaled_gram._cuda(Z @ Z.mT, D, R, damping, True)
+    K = Z @ Z.mT
+    X, info = linalg.scaled_gram_solve_ex(K, D, R, damping=damping)
     assert kernels.launched == {1: [1] * 4, 3: [3, 1], 100: [4]}[per_launch] * (2 if lead else 1)
-    assert torch.equal(X, linalg.scaled_gram_solve(Z @ Z.mT, D, R, damping=damping))
+    d = D.unsqueeze(-1)
+    A = d * K.unsqueeze(-3) * d.mT + damping[:, None, None] * torch.eye(6).double()
+    expected = d * torch.linalg.solve(A, R.unsqueeze(-1))
+    torch.testing.assert_close(X, expected.squeeze(-1))
     assert not info.any()
 
 
 def test_empty_problems_launch_nothing(kernels):
     zero = torch.zeros(())
     for batch, n in ((0, 3), (2, 0), (0, 0)):
-        X, info = spd._cuda(torch.empty(batch, n, n), torch.empty(batch, n, 2), zero, True)
+        X, info = spd._solve(torch.empty(batch, n, n), torch.empty(batch, n, 2), zero, True)
         assert (X.shape, info.tolist()) == ((batch, n, 2), [0] * batch)
-        X, info = scaled_gram._cuda(
+        X, info = scaled_gram._solve(
             torch.eye(n), torch.empty(batch, n), torch.empty(batch, n), zero, False
         )
         assert (X.shape, info.tolist()) == ((batch, n), [0] * batch)

@@ -8,9 +8,11 @@ import pytest
 import scipy.linalg
 import torch
 from cases import NOT_SPD, SPD
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from backmatch import linalg, reference
 from backmatch.errors import NonFiniteError, NotPositiveDefiniteError
+from backmatch.linalg import spd
 
 dtypes = pytest.mark.parametrize("dtype", lc.DTYPES, ids=str)
 
@@ -105,6 +107,52 @@ def test_spd_solve_expanded_views_give_equal_bits(dtype):
     damping = torch.tensor(0.5, dtype=dtype)
     X = linalg.spd_solve(A.expand(6, 17, 17), B.expand(6, 17, 3), damping=damping.expand(6))
     assert torch.equal(X, linalg.spd_solve(A, B, damping=0.5).expand(6, 17, 3))
+
+
+@pytest.mark.parametrize("n", [1, 65, spd.KERNEL_SIDE + 1])
+def test_spd_solve_factors_a_repeated_matrix_once(n, monkeypatch):
+    """One matrix, a batch of right-hand sides, on both sides of the hand-over to the library."""
+    A, B = lc.spd(n), lc.normal(2, 3, n, 2, seed=1)
+    columns = []
+    solve_shared = spd.solve_shared
+
+    def counted(A, B, damping):
+        columns.append(B.shape[-1])
+        return solve_shared(A, B, damping)
+
+    monkeypatch.setattr(spd, "solve_shared", counted)
+    X = linalg.spd_solve(A, B, damping=0.5)
+    assert columns == [12]
+    torch.testing.assert_close(X, torch.linalg.solve(A + 0.5 * lc.eye_like(A), B))
+    _, info = linalg.spd_solve_ex(-A, B)
+    assert info.tolist() == [[1] * 3] * 2
+
+
+@pytest.mark.parametrize("n", [3, spd.KERNEL_SIDE + 1])
+def test_a_repeated_bad_matrix_fails_every_system(n):
+    A = lc.eye_like(lc.spd(n))
+    A[2, 2] = torch.nan
+    X, info = linalg.spd_solve_ex(A, torch.ones(4, n, 1).double())
+    assert info.tolist() == [3] * 4
+    assert X.isnan().all()
+
+
+def test_operators_are_seen_by_transforms_and_modes():
+    """Where somebody watches, the short way past the dispatcher is not taken."""
+    A, B = lc.spd(3, 4), lc.normal(3, 4, 1, seed=1)
+    expected = linalg.spd_solve(A, B)
+    seen = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append(func)
+            return func(*args, **(kwargs or {}))
+
+    with Watch():
+        assert torch.equal(linalg.spd_solve(A, B), expected)
+    assert torch.ops.backmatch.spd_solve.default in seen
+    with pytest.raises(RuntimeError, match="functorch transforms"):  # torch's word on such operators
+        torch.func.grad(lambda B: linalg.spd_solve(A, B).sum())(B)
 
 
 @pytest.mark.parametrize("n", [1, 5, 33, 64, 130])

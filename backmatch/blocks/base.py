@@ -53,7 +53,8 @@ class Block(ABC):
     Attributes:
         name: as in the reports.
         module: the user's module.
-        trainable: its parameters that require grad, by name.
+        parameters: all its parameters, by name.
+        trainable: those that require grad.
     """
 
     #: Whether a linearisation may have to evaluate the block again.
@@ -61,9 +62,8 @@ class Block(ABC):
 
     def __init__(self, name: str, module: nn.Module) -> None:
         self.name, self.module = name, module
-        self.trainable: dict[str, nn.Parameter] = {
-            key: p for key, p in module.named_parameters() if p.requires_grad
-        }
+        self.parameters = dict(module.named_parameters())
+        self.trainable = {key: p for key, p in self.parameters.items() if p.requires_grad}
         self.replay: Replay | None = None
 
     def forward(self, z: Tensor, *, with_input: bool, replayable: bool) -> Linearisation:

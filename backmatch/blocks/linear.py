@@ -112,7 +112,7 @@ class LinearBlock(Block):
     ) -> None:
         super().__init__(name, module)
         self.pre, self.linear, self.post = pre, linear, post
-        names = {id(p): key for key, p in module.named_parameters()}
+        names = {id(p): key for key, p in self.parameters.items()}
         self.weight_name = names[id(linear.weight)]
         self.bias_name = "" if linear.bias is None else names[id(linear.bias)]
         self.trains_weight = linear.weight.requires_grad

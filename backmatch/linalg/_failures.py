@@ -36,7 +36,7 @@ def raise_failures(
         NotPositiveDefiniteError: some ``info`` is not 0.
     """
     if result.numel():
-        if math.isfinite(result.detach().sum().item()):
+        if math.isfinite(result.sum().item()):
             return
     elif info is None or not bool(info.any()):
         return

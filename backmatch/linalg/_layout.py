@@ -66,7 +66,7 @@ def flat(value: Tensor, lead: Size, tail: int) -> Tensor:
     only where several leading dimensions have no common stride.
     """
     split = value.dim() - tail
-    if len(lead) == 1 and value.shape[:split] == lead:
+    if split == 1 == len(lead) and value.shape[0] == lead[0]:
         return value
     inner = value.shape[split:]
     if split == 0:

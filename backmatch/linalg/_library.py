@@ -84,6 +84,22 @@ def define(
     return overload
 
 
+def unobserved(*tensors: Tensor) -> bool:
+    """Whether nobody would notice that an operator's implementation is called directly.
+
+    That takes plain tensors (no lazily negated views), no gradient, no tracing and no transform
+    (``vmap``, a dispatch mode). The dispatcher costs 6 microseconds, as much as a small system.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    return (
+        all(type(value) is Tensor and not value.is_neg() for value in tensors)
+        and not (torch.is_grad_enabled() and any(value.requires_grad for value in tensors))
+        and torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._functorch.peek_interpreter_stack() is None
+    )
+
+
 def not_differentiable(name: str) -> Callable[..., Any]:
     """A backward that says so, instead of zeros or a warning."""
 

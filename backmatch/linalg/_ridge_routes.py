@@ -11,54 +11,61 @@ S = diag(s_j). All return d (batch, n) and info (batch,); a failed system's d is
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ._library import in_chunks
-from .scaled_gram import scaled_gram_solve_ex
-from .spd import spd_solve_ex
+from ._library import DTYPE_NAMES, in_chunks, native
+from .scaled_gram import solve_family
+from .spd import solve_shared, solve_systems
 from .weighted_gram import weighted_gram_unchecked
 
 
-def shared(Z: Tensor, R: Tensor, damping: float | Tensor) -> tuple[Tensor, Tensor]:
+def shared(Z: Tensor, R: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]:
     """Many right-hand sides, one damping: ``Z: (m, n), R: (batch, m)``."""
     m, n = Z.shape
     wide = n > m
     A = Z @ Z.mT if wide else Z.mT @ Z
-    A.diagonal().add_(damping)
-    factor, info = torch.linalg.cholesky_ex(A)
-    info = first_bad_pivot(factor, info)
-    solution = torch.cholesky_solve(R.mT if wide else (R @ Z).mT, factor).mT
-    d = torch.where(info == 0, solution @ Z if wide else solution, math.nan)
-    return d, info.expand(R.shape[0]).contiguous()
+    solution, info = solve_shared(A, R.mT if wide else (R @ Z).mT, damping)
+    return solution.mT @ Z if wide else solution.mT, info.expand(R.shape[0])
 
 
-def first_bad_pivot(factor: Tensor, info: Tensor) -> Tensor:
-    """LAPACK libraries differ in whether a NaN pivot is reported; here it always is."""
-    bad = ~torch.isfinite(factor.diagonal())
-    first = (bad.int().argmax() + 1).to(info.dtype)
-    return torch.where((info == 0) & bad.any(), first, info)
+def dual(Z: Tensor, R: Tensor, slopes: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]:
+    """``Z: (m, n), R and slopes: (batch, m), damping: () or (batch,)``."""
+    if Z.is_cuda:
+        x, info = solve_family(Z @ Z.mT, slopes, R, damping)
+        return x @ Z, info
+    d = torch.empty(R.shape[0], Z.shape[1], dtype=R.dtype)
+    info = torch.empty(R.shape[0], dtype=torch.int32)
+    call_family(native().ridge_dual, Z, slopes, R, damping, d.data_ptr(), info.data_ptr())
+    return d, info
 
 
-def dual(Z: Tensor, R: Tensor, slopes: Tensor, damping: float | Tensor) -> tuple[Tensor, Tensor]:
-    """``Z: (m, n), R and slopes: (batch, m), damping: number or (batch,)``."""
-    x, info = scaled_gram_solve_ex(Z @ Z.mT, slopes, R, damping=damping)
-    return x @ Z, info
+def call_family(
+    kernel: Any, Z: Tensor, slopes: Tensor | None, R: Tensor, damping: Tensor, *tail: int
+) -> None:
+    """A native kernel on arguments shaped as for :func:`dual`; no slopes are a null pointer."""
+    kernel(
+        *(DTYPE_NAMES[Z.dtype], *R.shape, Z.shape[1]),
+        *(Z.data_ptr(), *Z.stride()),
+        *((0, 0, 0) if slopes is None else (slopes.data_ptr(), *slopes.stride())),
+        *(R.data_ptr(), *R.stride()),
+        *(damping.data_ptr(), damping.stride(0) if damping.dim() else 0, *tail),
+    )
 
 
-def primal(Z: Tensor, R: Tensor, slopes: Tensor, damping: float | Tensor) -> tuple[Tensor, Tensor]:
+def primal(Z: Tensor, R: Tensor, slopes: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]:
     """Same arguments; the Gram matrices are formed chunk by chunk within the memory budget."""
     batch, n = R.shape[0], Z.shape[1]
     w = slopes.square()
     B = ((slopes * R) @ Z).unsqueeze(-1)
     d, info = torch.empty_like(B), B.new_empty(batch, dtype=torch.int32)
-    each = isinstance(damping, Tensor) and damping.dim() == 1
 
     def work(part: slice) -> None:
         G = weighted_gram_unchecked(Z, w[part])
-        shift = damping[part] if each else damping  # type: ignore[index]
-        d[part], info[part] = spd_solve_ex(G, B[part], damping=shift)
+        shift = damping[part] if damping.dim() else damping
+        d[part], info[part] = solve_systems(G, B[part], shift)
 
     in_chunks(batch, Z.element_size() * n * n, work)
     return d.squeeze(-1), info

@@ -18,6 +18,7 @@ from ._library import (
     native,
     native_cuda,
     not_differentiable,
+    unobserved,
 )
 from .min_norm import pinv_solve
 
@@ -57,8 +58,7 @@ def scaled_gram_solve(K: Tensor, D: Tensor, R: Tensor, *, damping: float | Tenso
     """
     for name, value in (("K", K), ("D", D), ("R", R)):
         checks.tensor(name, value)
-    X: Tensor = _op(K, D, R, damping_tensor(damping, K), True)[0]
-    return X
+    return _entry(K, D, R, damping_tensor(damping, K), True)[0]
 
 
 def scaled_gram_solve_ex(
@@ -82,7 +82,13 @@ def scaled_gram_solve_ex(
     """
     for name, value in (("K", K), ("D", D), ("R", R)):
         checks.tensor(name, value)
-    X, info = _op(K, D, R, damping_tensor(damping, K), False)
+    return _entry(K, D, R, damping_tensor(damping, K), False)
+
+
+def _entry(
+    K: Tensor, D: Tensor, R: Tensor, damping: Tensor, check: bool
+) -> tuple[Tensor, Tensor]:
+    X, info = (_solve if unobserved(K, D, R, damping) else _op)(K, D, R, damping, check)
     return X, info
 
 
@@ -97,41 +103,48 @@ def family_shape(K: Tensor, D: Tensor, R: Tensor, damping: Tensor) -> Size:
     return family_lead("K", K, D=D.shape[:-1], R=R.shape[:-1], damping=damping.shape)
 
 
-def _cpu(
+def _solve(
     K: Tensor, D: Tensor, R: Tensor, damping: Tensor, check: bool = False
 ) -> tuple[Tensor, Tensor]:
     lead = family_shape(K, D, R, damping)
     if check:
         require_damping(damping)
     X, info = _allocate(R, lead)
-    kernel = native().scaled_gram_solve
-    if X.numel():
+    if X.numel() == 0:
+        info.zero_()
+    else:
         for part in families(K, lead, (D, 1), (R, 1), (damping, 0), (X, 1), (info, 0)):
-            _call(kernel, *part)
+            _run(*part)
     return _checked(K, D, R, damping, X, info, check)
 
 
-def _cuda(
-    K: Tensor, D: Tensor, R: Tensor, damping: Tensor, check: bool = False
-) -> tuple[Tensor, Tensor]:
-    lead = family_shape(K, D, R, damping)
-    if check:
-        require_damping(damping)
-    X, info = _allocate(R, lead)
-    kernels, dtype, n = native_cuda(), DTYPE_NAMES[K.dtype], K.shape[-1]
+@torch.no_grad()
+def solve_family(K: Tensor, D: Tensor, R: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]:
+    """:func:`scaled_gram_solve_ex` past the checks and the dispatcher, for arguments that fit.
 
-    def solve(shared: Tensor, *systems: Tensor) -> None:
-        def enqueue(part: slice, workspace: int, stream: int) -> None:
-            inputs: list[Any] = [shared, *(value[part] for value in systems)]
-            _call(kernels.scaled_gram_solve, *inputs, workspace, stream)
+    ``K: (n, n), D and R: (batch, n), damping: () or (batch,)``, none of them empty.
+    """
+    X, info = _allocate(R, R.shape[:1])
+    _run(K, D, R, damping.expand(R.shape[0]), X, info)
+    return X, info
 
-        count = systems[0].shape[0]
-        launch(K.device, count, lambda b: kernels.scaled_gram_solve_workspace(dtype, b, n), enqueue)
 
-    if X.numel():
-        for part in families(K, lead, (D, 1), (R, 1), (damping, 0), (X, 1), (info, 0)):
-            solve(*part)
-    return _checked(K, D, R, damping, X, info, check)
+def _run(K: Tensor, D: Tensor, R: Tensor, damping: Tensor, X: Tensor, info: Tensor) -> None:
+    """The kernel of K's device, on one family."""
+    if K.is_cuda:
+        _run_on_cuda(K, D, R, damping, X, info)
+    else:
+        _call(native().scaled_gram_solve, K, D, R, damping, X, info)
+
+
+def _run_on_cuda(K: Tensor, D: Tensor, R: Tensor, damping: Tensor, X: Tensor, info: Tensor) -> None:
+    kernels, dtype, (batch, n) = native_cuda(), DTYPE_NAMES[K.dtype], R.shape
+
+    def enqueue(part: slice, workspace: int, stream: int) -> None:
+        systems = (D[part], R[part], damping[part], X[part], info[part])
+        _call(kernels.scaled_gram_solve, K, *systems, workspace, stream)
+
+    launch(K.device, batch, lambda b: kernels.scaled_gram_solve_workspace(dtype, b, n), enqueue)
 
 
 def _call(
@@ -156,7 +169,7 @@ def _call(
 
 def _allocate(R: Tensor, lead: Size) -> tuple[Tensor, Tensor]:
     X = R.new_empty((*lead, R.shape[-1]))
-    return X, R.new_zeros(lead, dtype=torch.int32)
+    return X, R.new_empty(lead, dtype=torch.int32)
 
 
 def _checked(
@@ -202,8 +215,8 @@ def _fake(
 _op = define(
     "scaled_gram_solve(Tensor K, Tensor D, Tensor R, Tensor damping, bool check=False)"
     " -> (Tensor, Tensor)",
-    cpu=_cpu,
-    cuda=_cuda,
+    cpu=_solve,
+    cuda=_solve,
     fake=_fake,
     backward=not_differentiable("scaled_gram_solve"),
 )

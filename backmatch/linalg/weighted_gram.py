@@ -9,7 +9,7 @@ from torch import Size, Tensor
 from .. import checks
 from ._failures import raise_failures
 from ._layout import damping_tensor, families, family_lead, require_damping
-from ._library import DTYPE_NAMES, define, in_chunks, native, not_differentiable
+from ._library import DTYPE_NAMES, define, in_chunks, native, not_differentiable, unobserved
 
 
 def weighted_gram(Z: Tensor, w: Tensor, *, damping: float | Tensor = 0.0) -> Tensor:
@@ -40,14 +40,19 @@ def weighted_gram(Z: Tensor, w: Tensor, *, damping: float | Tensor = 0.0) -> Ten
     """
     checks.tensor("Z", Z)
     checks.tensor("w", w)
-    G: Tensor = _op(Z, w, damping_tensor(damping, Z), True)
-    return G
+    return _entry(Z, w, damping_tensor(damping, Z), True)
 
 
 def weighted_gram_unchecked(Z: Tensor, w: Tensor) -> Tensor:
     """:func:`weighted_gram` without damping; NaN goes through, nothing synchronises."""
-    G: Tensor = _op(Z, w, damping_tensor(0.0, Z), False)
-    return G
+    return _entry(Z, w, damping_tensor(0.0, Z), False)
+
+
+def _entry(Z: Tensor, w: Tensor, damping: Tensor, check: bool) -> Tensor:
+    if not unobserved(Z, w, damping):
+        G: Tensor = _op(Z, w, damping, check)
+        return G
+    return (_cuda if Z.is_cuda else _cpu)(Z, w, damping, check)
 
 
 def _lead(Z: Tensor, w: Tensor, damping: Tensor) -> Size:

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from ..linalg import _library, scaled_gram_solve_ex, spd_solve_ex
 from ..linalg._library import in_chunks
-from ..linalg._ridge_routes import first_bad_pivot
 from ..linalg.ridge import DUAL_FLOOR
+from ..linalg.spd import solve_shared
 from ._patch_units import gram_of_units, normed_dual
 from .base import Direct, Preconditioner, mean_factor
 
@@ -82,14 +82,16 @@ def shared(family: PatchFamily, damping: Shift) -> Direct:
     info = torch.empty(family.systems, dtype=torch.int32, device=step.device)
     gradient = family.vjp(family.residual) if route == "primal" else None
     dual = torch.empty_like(family.residual)
+    shift = torch.as_tensor(damping).to(step)
     for group in range(family.patches.groups):
         part = family.patches.of_group(group)
         if gradient is None:
             matrix = family.patches.dual(group) + float(family.bias)
-            dual[part], info[part] = _factored(matrix, family.residual[part], damping)
+            solution, info[part] = solve_shared(matrix, family.residual[part].mT, shift)
+            dual[part] = solution.mT
         else:
-            matrix = _gram(family, group)
-            step[part], info[part] = _factored(matrix, gradient[part], damping)
+            solution, info[part] = solve_shared(_gram(family, group), gradient[part].mT, shift)
+            step[part] = solution.mT
     return Direct(family.vjp(dual) if gradient is None else step, info)
 
 
@@ -100,14 +102,6 @@ def _gram(family: PatchFamily, group: int) -> Tensor:
     for _, Z in family.patches.chunks(group, columns=int(family.bias)):
         G.addmm_(Z.t(), Z)
     return G
-
-
-def _factored(matrix: Tensor, rhs: Tensor, damping: Shift) -> tuple[Tensor, Tensor]:
-    """(matrix + damping I)^-1 rhs for rhs (count, n); a failure fails every system."""
-    matrix.diagonal().add_(damping)
-    factor, info = torch.linalg.cholesky_ex(matrix)
-    info = first_bad_pivot(factor, info)
-    return torch.cholesky_solve(rhs.t(), factor).t(), info.expand(len(rhs))
 
 
 def solve(family: PatchFamily, damping: Shift) -> Direct:

@@ -89,6 +89,10 @@ class LeastSquares(ABC):
     def direct(self, damping: float | Tensor, rcond: float | None) -> Direct:
         """Solve (J^T J + damping I) d = J^T r; damping 0 means minimum norm.
 
+        Args:
+            damping: a float >= 0, or a tensor (systems,) of positive numbers.
+            rcond: rank cut at damping 0.
+
         Raises:
             ValueError: the problem is too large for a direct solve; the text names CG.
         """
@@ -132,6 +136,18 @@ class LeastSquares(ABC):
     def gradient(self) -> Tensor:
         """g = scale J^T r, shape (systems, n)."""
         return self.scale * self.vjp(self.residual)
+
+    def normal_error(self, step: Tensor, damping: float | Tensor) -> tuple[Tensor, Tensor]:
+        """Norms of ``(J^T J + damping I) d - J^T r`` and of ``J^T r``: the check of a solve.
+
+        One per system of the specification, shape (systems / cut_group,).
+        """
+        column = damping.unsqueeze(-1) if isinstance(damping, Tensor) else damping
+        gradient = self.vjp(self.residual)
+        error = self.normal(step) / self.scale + column * step - gradient
+        samples = (self.systems // self.cut_group, self.cut_group * self.unknowns)
+        norm = torch.linalg.vector_norm
+        return norm(error.reshape(samples), dim=-1), norm(gradient.reshape(samples), dim=-1)
 
 
 def mean_factor(gram: Tensor) -> Tensor:

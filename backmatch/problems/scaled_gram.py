@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..linalg.ridge import ridge_ex
+from ..linalg._ridge_error import ridge_error
+from ..linalg.ridge import damped, ridge_ex
 from .base import Direct, LeastSquares, Preconditioner, lanczos_largest, mean_factor
 from .dense import DENSE_ENTRIES, DenseBatch
 
@@ -53,15 +54,26 @@ class ScaledGram(LeastSquares):
             return super().normal(step)
         return ((step @ self.matrix.t()) * (self.scale * self.slopes.square())) @ self.matrix
 
+    def normal_error(self, step: Tensor, damping: float | Tensor) -> tuple[Tensor, Tensor]:
+        if self.columns is not None or not step.numel():
+            return super().normal_error(step, damping)
+        shift = damping if isinstance(damping, Tensor) else step.new_tensor(damping)
+        norms = ridge_error(self.matrix, self.residual, self.slopes, shift, step)
+        if self.cut_group == 1:
+            return norms[0].sqrt(), norms[1].sqrt()
+        error, size = (norm.reshape(-1, self.cut_group).sum(-1).sqrt() for norm in norms)
+        return error, size
+
     def traces(self) -> tuple[Tensor, bool]:
-        squares = self.matrix.square()
         if self.columns is not None:
-            rows = self.columns.square() @ squares.t()
+            rows = self.columns.square() @ self.matrix.square().t()
             per_system = (rows if self.slopes is None else rows * self.slopes.square()).sum(-1)
         elif self.slopes is None:
-            return squares.sum().mul(self.damping_group).reshape(1), True
+            return self.matrix.square().sum().mul(self.damping_group).reshape(1), True
         else:
-            per_system = self.slopes.square() @ squares.sum(-1)
+            per_system = self.slopes.square() @ torch.linalg.vecdot(self.matrix, self.matrix)
+        if self.damping_group == 1:
+            return per_system, True
         return per_system.reshape(-1, self.damping_group).sum(-1), True
 
     @property
@@ -81,6 +93,8 @@ class ScaledGram(LeastSquares):
                     "entries; use CG(damping) or Auto, or start a new block at the Linear"
                 )
             return self._dense().direct(damping, rcond)
+        if isinstance(damping, Tensor) or damping > 0:
+            return Direct(*damped(self.matrix, self.residual, self.slopes, damping))
         step, info, rank = ridge_ex(
             self.matrix,
             self.residual,

@@ -12,7 +12,7 @@ from .. import checks
 from ..errors import NotPositiveDefiniteError
 from ..problems import LeastSquares
 from .damping import Resolved
-from .record import SolveRecord, relative_residual
+from .record import SolveRecord, relative_size
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,8 @@ def solve_directly(
 ) -> Solution:
     """Direct solve, its failures raised and its residual measured."""
     # H + lambda I = scale (J^T J + lambda/scale I)
-    result = problem.direct(damping.per_system(problem.scale), rcond)
+    shift = damping.per_system(problem.scale)
+    result = problem.direct(shift, rcond)
     if result.info is not None and bool(result.info.any()):
         # An overflow or an infinite slope is no lack of damping.
         checks.finite("trace of the local Hessian", problem.traces()[0])
@@ -72,8 +73,6 @@ def solve_directly(
         raise NotPositiveDefiniteError(
             "the damped normal matrix", bad.tolist(), result.info[bad].tolist(), problem.systems
         )
-    applied = problem.normal(result.step) + damping.column() * result.step
-    samples = (problem.systems // problem.cut_group, problem.cut_group * problem.unknowns)
-    residual = relative_residual(applied.reshape(samples), problem.gradient().reshape(samples))
+    residual = relative_size(*problem.normal_error(result.step, shift))
     record = record_for(name, problem, damping, residual=residual, rank=result.rank)
     return Solution(result.step, record)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from .. import checks
@@ -68,7 +67,7 @@ class Resolved:
         return isinstance(self.values, float) and self.values == 0.0
 
     def per_system(self, scale: float = 1.0) -> float | Tensor:
-        """The damping over ``scale``: a float, or a tensor (systems,).
+        """The damping over ``scale``: a float, or a tensor (systems,) of positive numbers.
 
         One value for all systems comes as an expanded view: that is how solvers see that one
         factorisation serves all.
@@ -76,7 +75,11 @@ class Resolved:
         if not isinstance(self.values, Tensor):
             return self.values / scale
         # Trace 0 means J = 0, so the right-hand side is 0 too: any positive damping gives d = 0.
-        values = torch.where(self.values > 0, self.values / scale, torch.ones_like(self.values))
+        values = self.values.masked_fill(self.values == 0, 1)
+        if scale != 1:
+            values = values / scale
+        if len(values) == self.systems:
+            return values
         if len(values) == 1:
             return values.expand(self.systems)
         return values.repeat_interleave(self.systems // len(values))
@@ -96,5 +99,5 @@ def resolve(damping: Damping, problem: LeastSquares) -> Resolved:
     traces, exact = problem.traces()
     checks.finite("trace of the local Hessian", traces)
     size = problem.damping_group * problem.unknowns
-    values = damping.factor * problem.scale * traces / max(size, 1)
+    values = traces * (damping.factor * problem.scale / max(size, 1))
     return Resolved(values, problem.systems, "exact" if exact else "estimated")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 
@@ -63,10 +62,8 @@ class SolveRecord:
         return values
 
 
-def relative_residual(applied: Tensor, rhs: Tensor) -> float:
-    """Worst ``|applied - rhs| / |rhs|`` over the rows; absolute where a row's rhs is 0."""
+def relative_size(error: Tensor, rhs: Tensor) -> float:
+    """Worst ``error / rhs`` over two lists of norms; absolute where the rhs is 0."""
     if rhs.numel() == 0:
         return 0.0
-    error = torch.linalg.vector_norm(applied - rhs, dim=-1)
-    size = torch.linalg.vector_norm(rhs, dim=-1)
-    return float((error / torch.where(size > 0, size, torch.ones_like(size))).max())
+    return float((error / rhs.masked_fill(rhs == 0, 1)).max())

@@ -11,6 +11,8 @@ struct Kernels {
   void (*scaled_gram_solve)(const ScaledGramArgs<T>&);
   void (*weighted_gram)(const WeightedGramArgs<T>&);
   void (*cg)(const CgArgs<T>&);
+  void (*ridge_dual)(const RidgeDualArgs<T>&);
+  void (*ridge_error)(const RidgeErrorArgs<T>&);
   double (*fma_rate)(int64_t repeats);
 };
 

@@ -16,6 +16,10 @@ void weighted_gram(const WeightedGramArgs<T>& args);
 template <class T>
 void cg(const CgArgs<T>& args);
 template <class T>
+void ridge_dual(const RidgeDualArgs<T>& args);
+template <class T>
+void ridge_error(const RidgeErrorArgs<T>& args);
+template <class T>
 double fma_rate(int64_t repeats);
 
 }  // namespace BACKMATCH_SIMD_LEVEL
