@@ -138,6 +138,20 @@ def test_cuda_where_there_is_none(
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     told = refused(["--device", "cuda"], capsys)
     assert "torch finds no CUDA device; use --device cpu" in told
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("backmatch._C.build_info", lambda: {"cuda": False})
+    assert "this build has no CUDA kernels" in refused(["--device", "cuda"], capsys)
+
+
+def test_without_matplotlib_there_is_no_figure(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.delitem(sys.modules, "backmatch.bench.figure", raising=False)
+    monkeypatch.delattr("backmatch.bench.figure", raising=False)
+    bench(tmp_path, "--only", "weighted_gram")
+    assert "figure  none: matplotlib is not installed" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["bench.json"]
 
 
 def test_a_wrong_kernel_has_no_time_and_exit_code_1(

@@ -255,6 +255,8 @@ def test_the_machine_is_described() -> None:
     assert rates["copy"].work >= 2 * machine.last_level_cache(CPU)
     for rate in rates.values():
         rate.run()
+    torch.set_num_threads(2)
+    assert machine.rates(CPU, torch.float64)["fma"].work == 2 * rates["fma"].work
 
 
 def test_peak_memory_sees_a_temporary() -> None:

@@ -97,9 +97,11 @@ class Rate:
     work: float
 
 
-@functools.lru_cache  # the buffers of a copy take longer to make than to copy
 def rates(device: torch.device, dtype: torch.dtype) -> dict[str, Rate]:
-    """``"fma"`` (operations) and ``"copy"`` (bytes read and written), ready to be timed."""
+    """``"fma"`` (operations) and ``"copy"`` (bytes read and written), ready to be timed.
+
+    Valid for the number of threads in force.
+    """
     return {"fma": _fma(device, dtype), "copy": _copy(device)}
 
 
@@ -111,6 +113,7 @@ def _fma(device: torch.device, dtype: torch.dtype) -> Rate:
     return Rate(lambda: left @ left, 2.0 * _PRODUCT**3)
 
 
+@functools.lru_cache  # the buffers take longer to make than to copy
 def _copy(device: torch.device) -> Rate:
     size = 256 * 2**20 if device.type == "cuda" else 2 * last_level_cache(device)
     source = torch.zeros(size, dtype=torch.uint8, device=device)

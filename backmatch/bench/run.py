@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from ..linalg import _library
 from ..training.failures import RunError, UsageError, show
 from ..training.files import write_atomic
 from ..training.interrupts import Interrupts
@@ -84,20 +85,29 @@ def settle(options: BenchOptions, check_stop: Callable[[], None] = lambda: None)
     """Choose device and threads as the machine has them.
 
     Raises:
-        UsageError: ``--device cuda`` without a CUDA device, or more than fits into memory.
+        UsageError: ``--device cuda`` without a CUDA device or CUDA kernels, or more than fits into
+            memory.
     """
     device = options.device
     if device != "cpu":
-        found = torch.cuda.is_available()
-        if device == "cuda" and not found:
-            raise UsageError("--device cuda: torch finds no CUDA device; use --device cpu")
-        device = "cuda" if found else "cpu"
+        lacking = _lacking_for_cuda()
+        if device == "cuda" and lacking:
+            raise UsageError(f"--device cuda: {lacking}; use --device cpu")
+        device = "cpu" if lacking else "cuda"
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     effort = timing.QUICK if options.quick else timing.FULL
     settings = Settings(options, torch.device(device), effort, check_stop)
     _require_memory(settings)
     return settings
+
+
+def _lacking_for_cuda() -> str | None:
+    if not torch.cuda.is_available():
+        return "torch finds no CUDA device"
+    if not _library.native().build_info()["cuda"]:
+        return "this build has no CUDA kernels (backmatch doctor says how it was built)"
+    return None
 
 
 def _require_memory(settings: Settings) -> None:

@@ -21,6 +21,9 @@ from torch.utils.benchmark.utils.timer import timer
 #: A sample lasts about this long, so that clock and loop do not count.
 SAMPLE_SECONDS = 2e-3
 MOST_CALLS = 1000
+#: Calls up to this long come after one that is not counted: what the candidate before has left in
+#: caches and thread pools would weigh on them.
+WARMED_SECONDS = 2e-2
 
 Call = Callable[[], object]
 
@@ -118,13 +121,14 @@ def interleave(
     raw: dict[str, list[float]] = {name: [] for name in calls}
     names = list(calls)
     for turn in range(rounds):
-        # Another candidate begins every round: what one leaves in caches and thread pools meets
-        # all others alike.
+        # Another candidate begins every round, so that none always follows the same one.
         first = turn % len(names)
         for name in names[first:] + names[:first]:
             # Sample k of r comes in round k * rounds / r.
             if len(raw[name]) * rounds <= turn * samples[name]:
                 check_stop()
+                if estimates[name] <= WARMED_SECONDS:
+                    calls[name]()
                 raw[name].append(_sample(calls[name], numbers[name]))
     threads = torch.get_num_threads()
     return {
@@ -138,9 +142,7 @@ def interleave(
 
 
 def _sample(call: Call, number: int) -> float:
-    """Seconds of ``number`` calls; many short ones come after one that is not counted."""
-    if number > 1:
-        call()
+    """Seconds of ``number`` calls."""
     loop = itertools.repeat(None, number)
     began = clock()
     for _ in loop:
