@@ -26,17 +26,18 @@ def kernels(result: Result) -> str:
     header = ["kernel", "n"]
     dtypes = list(dict.fromkeys(row["case"]["dtype"] for row in result["rows"]))
     for dtype in dtypes:
-        header += [f"{dtype}, batch", "per system", "best torch", "SciPy", "GF/s", "of FMA"]
-    groups: dict[tuple[str, int], dict[str, Row]] = {}
+        header += [f"{dtype}: one system", "best torch", "SciPy", "of FMA"]
+    groups: dict[str, dict[int, dict[str, Row]]] = {}
     for row in result["rows"]:
-        groups.setdefault((_kernel(row), row["case"]["n"]), {})[row["case"]["dtype"]] = row
-    lines = []
-    for (kernel, n), by_dtype in groups.items():
-        cells = [kernel, str(n)]
-        for dtype in dtypes:
-            cells += _kernel_cells(by_dtype.get(dtype))
-        lines.append(cells)
-    return "\n\n".join([markdown(header, lines), *_peaks(result["rows"]), _where(result)])
+        by_size = groups.setdefault(_kernel(row), {})
+        by_size.setdefault(row["case"]["n"], {})[row["case"]["dtype"]] = row
+    lines = [
+        [kernel, str(n), *(cell for dtype in dtypes for cell in _kernel_cells(by_dtype.get(dtype)))]
+        for kernel, by_size in groups.items()
+        for n, by_dtype in by_size.items()
+    ]
+    remarks = [*_peaks(result["rows"]), _residuals(result["rows"]), _where(result)]
+    return "\n\n".join([markdown(header, lines), *remarks])
 
 
 def step(result: Result) -> str:
@@ -96,16 +97,12 @@ def _kernel(row: Row) -> str:
 
 def _kernel_cells(row: Row | None) -> list[str]:
     if row is None or "times" not in row:
-        return [""] * 6
-    batch, times = row["case"]["batch"], row["times"]
-    rate = row.get("gflops", {}).get(OURS)
+        return [""] * 4
     return [
-        str(batch),
-        seconds(times[OURS]["median_seconds"] / batch),
+        seconds(row["times"][OURS]["median_seconds"] / row["case"]["batch"]),
         _ratio(row, _torch(row)),
         _ratio(row, ["scipy"]),
-        "" if rate is None else f"{rate:.0f}",
-        "" if rate is None else f"{row['fraction_of_fma']:.0%}",
+        f"{row['fraction_of_fma']:.0%}" if "fraction_of_fma" in row else "",
     ]
 
 
@@ -170,6 +167,18 @@ def _peaks(rows: Sequence[Row]) -> list[str]:
     return sentences
 
 
+def _residuals(rows: Sequence[Row]) -> str:
+    """The worst of ours over all cases, in units of n eps."""
+    worst: dict[str, float] = {}
+    for row in rows:
+        if "times" in row and "eps" in row["residual"]:
+            title = _TITLES[row["question"]]
+            error = row["worst_scaled_residual"][OURS]
+            worst[title] = max(error, worst.get(title, 0.0))
+    listed = ", ".join(f"{title} {error:.2g}" for title, error in worst.items())
+    return f"Worst scaled residual over all systems (unit: n times eps): {listed}."
+
+
 def _where(result: Result) -> str:
     m, rates = result["machine"], result["rates"]
     limits = ", ".join(f"{name} {rate['fma_gflops']:.0f} GF/s" for name, rate in rates.items())
@@ -183,7 +192,8 @@ def _where(result: Result) -> str:
     fewest = f", of slow peers at least {min(peers)}" if peers and min(peers) < 20 else ""
     ours = min(row["times"][OURS]["repeats"] for row in result["rows"] if "times" in row)
     return (
-        f"Medians of at least {ours} repeats{fewest}, all in turn on rotating inputs. FMA loop: "
+        f"Medians of at least {ours} repeats{fewest}, all in turn on rotating inputs; x: the "
+        "peer's time over ours. FMA loop: "
         f"{limits}; copy: {copy:.0f} GB/s. {m['date']}, {m['cpu']}, threads: {m['threads']}, "
         f"{m['simd']}, torch {m['torch']}, Python {m['python']}."
     )

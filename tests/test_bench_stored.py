@@ -52,9 +52,9 @@ def test_kernel_tables() -> None:
     result = collected("spd_solve", "scaled_gram", "weighted_gram", "cg")
     header, rule, *rows = rows_of(tables.kernels(result))
     assert len({len(row) for row in (header, rule, *rows)}) == 1
-    assert header[:3] == ["kernel", "n", "float32, batch"]
-    assert rows[0][:3] == ["`spd_solve`", "8", "9"]
-    assert rows[0][4].endswith(" x")
+    assert header[:3] == ["kernel", "n", "float32: one system"]
+    assert rows[0][:2] == ["`spd_solve`", "8"]
+    assert rows[0][3].endswith(" x")
     names = [row[0] for row in rows]
     assert "`scaled_gram_solve`, half active" in names
     assert "`scaled_gram_solve`, all active" in names
@@ -85,7 +85,19 @@ def test_a_failed_peer_stands_in_the_table() -> None:
         del row["ratios"][name], row["times"][name]
         row["failed"][name] = "RuntimeError: no"
     cells = rows_of(tables.kernels(result))[2]
-    assert cells[4:6] == ["", ""]
+    assert cells[3:5] == ["", ""]
+
+
+def test_results_are_stored_with_their_figure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib")
+    import stored
+
+    result = collected("weighted_gram")
+    stored.store(result, tmp_path / "kernels.json")
+    assert json.loads((tmp_path / "kernels.json").read_text()) == result
+    assert (tmp_path / "kernels.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_tables_go_between_the_markers(tmp_path: Path) -> None:

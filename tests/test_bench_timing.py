@@ -61,7 +61,7 @@ def test_candidates_take_turns_and_slow_ones_take_part_in_fewer_rounds() -> None
     order: list[str] = []
     calls = {name: (lambda name=name: order.append(name)) for name in ("a", "b", "slow")}
     effort = timing.Effort(repeats=6, seconds=1.0, fewest=6, fewest_of_peers=2)
-    estimates = {"a": 0.01, "b": 0.01, "slow": 0.5}
+    estimates = {"a": 0.05, "b": 0.05, "slow": 0.5}
     found = timing.interleave(calls, estimates, {"a": 6, "b": 6, "slow": 2}, effort)
     assert {name: len(one.raw_times) for name, one in found.items()} == {"a": 6, "b": 6, "slow": 2}
     first, second = (i for i, name in enumerate(order) if name == "slow")

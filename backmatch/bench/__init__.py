@@ -25,7 +25,8 @@ A row has ``question``, ``case`` (``n``, ``batch``, ``m``, ``dtype``, .. as they
 - ``ratios``: peer -> its median over ours; ``best_peer``: the fastest one;
 - ``gflops``: name -> rate by the arithmetic that the problem needs; ``fraction_of_fma``;
 - ``bytes`` that must be read and written, ``fraction_of_copy`` (absent where meaningless);
-- ``fma_gflops``, ``copy_gbytes_per_second``: both rates, measured in turn with this case;
+- ``fma_gflops``, ``copy_gbytes_per_second``: both rates, measured in turn with this case (their
+  fastest sample: a limit is what the machine can do);
 - ``worst_scaled_residual``: name -> worst over the batch, in the unit that ``residual`` names;
 - further fields of a question: ``iterations``, ``tensor_peak_bytes``, ``process_peak_bytes``, ...
 

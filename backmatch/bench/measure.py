@@ -118,7 +118,9 @@ class _Contest:
             name: peers if name in counts and name != OURS else effort.fewest for name in calls
         }
         measured = timing.interleave(calls, seconds, fewest, effort, self.settings.check_stop)
-        rate_of = {name: rate.work / measured.pop(name).median for name, rate in rates.items()}
+        # A limit is what the machine can do: the fastest sample, which another process that takes a
+        # core away for a while does not lower.
+        rate_of = {name: rate.work / min(measured.pop(name).times) for name, rate in rates.items()}
         times = {name: _summary(one, case, counts[name]) for name, one in measured.items()}
         row["fma_gflops"] = rate_of["fma"] / 1e9
         row["copy_gbytes_per_second"] = rate_of["copy"] / 1e9
