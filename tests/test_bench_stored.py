@@ -190,6 +190,20 @@ def test_its_stages_run_on_the_cpu(
     gpu.workload("cpu")
 
 
+def test_rows_of_a_stage_with_a_wrong_answer_are_kept(
+    gpu: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(timing, "QUICK", TINY)
+    monkeypatch.setattr(spd_solve, "QUICK_SIZES", (8, 9))
+    right = bm.linalg.spd_solve
+    spoiled = lambda A, B: right(A, B) * (1.01 if A.shape[-1] == 8 else 1)  # noqa: E731
+    monkeypatch.setattr(bm.linalg, "spd_solve", spoiled)
+    stage = gpu.bench(("spd_solve",), True, "cpu")
+    assert stage["status"] == "failed"
+    assert "1 of 2 cases gave wrong answers" in stage["reason"]
+    assert ["times" in row for row in stage["rows"]] == [False, True]
+
+
 def test_a_sanitizer_finding_fails_its_stage(
     gpu: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
