@@ -18,17 +18,6 @@ namespace py = pybind11;
 namespace backmatch {
 namespace {
 
-template <class T>
-const Kernels<T>& kernels();
-template <>
-const Kernels<float>& kernels<float>() {
-  return active_level().f32;
-}
-template <>
-const Kernels<double>& kernels<double>() {
-  return active_level().f64;
-}
-
 void spd_solve(const std::string& dtype, int64_t batch, int64_t n, int64_t k, Address A,
                int64_t a_batch, int64_t a_row, int64_t a_col, Address damping,
                int64_t damping_stride, Address B, int64_t b_batch, int64_t b_row, int64_t b_col,
@@ -78,33 +67,6 @@ void cg(const std::string& dtype, int64_t batch, int64_t n, int64_t k, Address A
                      damping_stride, at<const T>(B), b_batch, b_row, b_col, static_cast<T>(rtol),
                      max_steps, at<T>(X), at<int64_t>(iterations), at<T>(residual),
                      at<uint8_t>(converged)});
-  });
-}
-
-void ridge_dual(const std::string& dtype, int64_t batch, int64_t m, int64_t n, Address Z,
-                int64_t z_row, int64_t z_col, Address D, int64_t d_batch, int64_t d_col, Address R,
-                int64_t r_batch, int64_t r_col, Address damping, int64_t damping_stride, Address d,
-                Address info) {
-  check_sizes("ridge_dual", {batch, m, n});
-  with_dtype(dtype, [&](auto zero) {
-    using T = decltype(zero);
-    kernels<T>().ridge_dual({batch, m, n, at<const T>(Z), z_row, z_col, at<const T>(D), d_batch,
-                             d_col, at<const T>(R), r_batch, r_col, at<const T>(damping),
-                             damping_stride, at<T>(d), at<int32_t>(info)});
-  });
-}
-
-void ridge_error(const std::string& dtype, int64_t batch, int64_t m, int64_t n, Address Z,
-                 int64_t z_row, int64_t z_col, Address D, int64_t d_batch, int64_t d_col, Address R,
-                 int64_t r_batch, int64_t r_col, Address damping, int64_t damping_stride, Address d,
-                 int64_t step_batch, int64_t step_col, Address error, Address size) {
-  check_sizes("ridge_error", {batch, m, n});
-  with_dtype(dtype, [&](auto zero) {
-    using T = decltype(zero);
-    kernels<T>().ridge_error({batch, m, n, at<const T>(Z), z_row, z_col, at<const T>(D), d_batch,
-                              d_col, at<const T>(R), r_batch, r_col, at<const T>(damping),
-                              damping_stride, at<const T>(d), step_batch, step_col,
-                              at<double>(error), at<double>(size)});
   });
 }
 
@@ -159,18 +121,12 @@ PYBIND11_MODULE(_C, m) {
   m.def("cg", backmatch::cg, released(), "dtype"_a, "batch"_a, "n"_a, "k"_a, "A"_a, "a_batch"_a,
         "a_row"_a, "a_col"_a, "damping"_a, "damping_stride"_a, "B"_a, "b_batch"_a, "b_row"_a,
         "b_col"_a, "rtol"_a, "max_steps"_a, "X"_a, "iterations"_a, "residual"_a, "converged"_a);
-  m.def("ridge_dual", backmatch::ridge_dual, released(), "dtype"_a, "batch"_a, "m"_a, "n"_a,
-        "Z"_a, "z_row"_a, "z_col"_a, "D"_a, "d_batch"_a, "d_col"_a, "R"_a, "r_batch"_a, "r_col"_a,
-        "damping"_a, "damping_stride"_a, "d"_a, "info"_a);
-  m.def("ridge_error", backmatch::ridge_error, released(), "dtype"_a, "batch"_a, "m"_a, "n"_a,
-        "Z"_a, "z_row"_a, "z_col"_a, "D"_a, "d_batch"_a, "d_col"_a, "R"_a, "r_batch"_a, "r_col"_a,
-        "damping"_a, "damping_stride"_a, "d"_a, "step_batch"_a, "step_col"_a, "error"_a,
-        "size"_a);
   m.def("fma_rate", backmatch::fma_rate, released(), "dtype"_a, "repeats"_a,
         "Multiply-adds in registers on every thread; returns the operations done, to be timed.");
   m.def("build_info", backmatch::build_info, "What this build holds and which level is in use.");
   m.def("set_simd_level", backmatch::set_simd_level, "name"_a,
         "Uses one SIMD level from now on, process-wide; ValueError where it is missing.");
+  backmatch::bind_family(m);
   backmatch::bind_cuda(m);
   const char* level = std::getenv("BACKMATCH_SIMD");
   if (level != nullptr && *level != '\0') {

@@ -1,4 +1,4 @@
-// What the binding files share: addresses as Python ints and the switch over dtypes.
+// What the binding files share: addresses as Python ints, the switch over dtypes, the kernels.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -7,6 +7,8 @@
 #include <initializer_list>
 #include <stdexcept>
 #include <string>
+
+#include "cpu/dispatch.h"
 
 namespace backmatch {
 
@@ -35,6 +37,21 @@ inline void check_sizes(const char* kernel, std::initializer_list<int64_t> sizes
       throw std::invalid_argument(std::string(kernel) + ": expected sizes >= 0, got " +
                                   std::to_string(size));
 }
+
+// The CPU kernels of the SIMD level in use.
+template <class T>
+const Kernels<T>& kernels();
+template <>
+inline const Kernels<float>& kernels<float>() {
+  return active_level().f32;
+}
+template <>
+inline const Kernels<double>& kernels<double>() {
+  return active_level().f64;
+}
+
+// What least squares and conjugate gradient on one shared matrix need; in bindings_family.cpp.
+void bind_family(pybind11::module_& m);
 
 // Defined in bindings_cuda.cpp or bindings_no_cuda.cpp, whichever the build compiles.
 void bind_cuda(pybind11::module_& m);

@@ -98,6 +98,63 @@ struct RidgeErrorArgs {
   double* size;
 };
 
+// Q_j = Z^T (w_j * Z P_j) for every system. Z: (m, n), w: (batch, m) or null for ones, P and Q:
+// (batch, n) contiguous.
+template <class T>
+struct RidgeNormalArgs {
+  int64_t batch, m, n;
+  const T* Z;
+  int64_t z_row, z_col;
+  const T* w;
+  int64_t w_batch, w_col;
+  const T* P;
+  T* Q;
+};
+
+// Q_j = (D_j K D_j + damping_j I) P_j. K: (n, n), read in full; D: (batch, n), P and Q: (batch, n)
+// contiguous.
+template <class T>
+struct ScaledGramProductArgs {
+  int64_t batch, n;
+  const T* K;
+  int64_t k_row, k_col;
+  const T* D;
+  int64_t d_batch, d_col;
+  const T* damping;
+  int64_t damping_stride;
+  const T* P;
+  T* Q;
+};
+
+// One conjugate gradient step of every running system, given Q = A P: X, R, steps, and who runs on.
+// Without a preconditioner the next P and rho = |R|^2 as well. P, Q, X, R: (systems, n) contiguous,
+// the rest (systems,); target is the |R| to reach. Returns the number of systems still running.
+template <class T>
+struct CgStepArgs {
+  int64_t systems, n, max_steps;
+  bool preconditioned;
+  T* P;
+  const T* Q;
+  T* X;
+  T* R;
+  T* rho;
+  const T* target;
+  uint8_t* running;
+  uint8_t* alive;
+  int64_t* steps;
+};
+
+// The next direction of every running system from the preconditioned residual Z.
+template <class T>
+struct CgDirectionArgs {
+  int64_t systems, n;
+  const T* R;
+  const T* Z;
+  T* P;
+  T* rho;
+  const uint8_t* running;
+};
+
 // Conjugate gradient on (A_j + damping_j I) x = b, one Krylov system per batch entry and column.
 // X: (batch, n, k) contiguous, start on entry, result on exit. iterations, residual (relative,
 // recomputed |b - (A + damping I) x| / |b|) and converged: (batch, k) contiguous.

@@ -151,7 +151,9 @@ def test_operators_are_seen_by_transforms_and_modes():
     with Watch():
         assert torch.equal(linalg.spd_solve(A, B), expected)
     assert torch.ops.backmatch.spd_solve.default in seen
-    with pytest.raises(RuntimeError, match="functorch transforms"):  # torch's word on such operators
+    with pytest.raises(
+        RuntimeError, match="functorch transforms"
+    ):  # torch's word on such operators
         torch.func.grad(lambda B: linalg.spd_solve(A, B).sum())(B)
 
 

@@ -10,7 +10,7 @@ from native_calls import DTYPES, LEVELS, name, random_slopes, random_tensor
 from torch import Tensor
 
 from backmatch import _C
-from backmatch.linalg._ridge_error import _composed, ridge_error
+from backmatch.linalg._normal import _composed, ridge_error
 from backmatch.linalg._ridge_routes import dual
 
 # (m, n, batch): panels and row tiles cut everywhere, none cut, more tasks than threads.

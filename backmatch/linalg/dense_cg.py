@@ -7,9 +7,10 @@ from torch import Size, Tensor
 
 from .. import checks
 from ._failures import raise_failures
+from ._fused_cg import Apply
 from ._layout import broadcast, damping_tensor, flat, require_damping
 from ._library import DTYPE_NAMES, define, guarded, native, not_differentiable
-from .krylov import DEFAULT_RTOL, Apply, CGResult, conjugate_gradient
+from .krylov import DEFAULT_RTOL, CGResult, conjugate_gradient
 
 
 def cg(

@@ -6,14 +6,12 @@ batch on the CPU to the native kernel, which follows the same rules.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-#: An operator or preconditioner: a tensor in, a tensor of the same shape out.
-Apply = Callable[[Tensor], Tensor]
+from ._fused_cg import Apply, FusedRun, Restrict
 
 #: Relative residual at which a system counts as solved when ``rtol`` is ``None``.
 DEFAULT_RTOL = {torch.float32: 1e-5, torch.float64: 1e-10}
@@ -47,6 +45,7 @@ def conjugate_gradient(
     max_steps: int,
     preconditioner: Apply | None = None,
     x0: Tensor | None = None,
+    restrict: Restrict | None = None,
 ) -> CGResult:
     """Preconditioned conjugate gradient (Hestenes and Stiefel 1952) on every column of ``B``.
 
@@ -64,6 +63,8 @@ def conjugate_gradient(
         max_steps: cap per system.
         preconditioner: residual -> approximate solution, symmetric positive definite.
         x0: start, shape of ``B``; 0 if ``None``. Where b = 0 the result is 0 whatever the start.
+        restrict: for B of shape (systems, n, 1): indices -> operator and preconditioner of those
+            systems alone, so that finished ones leave the products (on the CPU).
 
     Returns:
         x of shape (..., n, k); iterations, residual and converged of shape (..., k).
@@ -71,13 +72,13 @@ def conjugate_gradient(
     if B.shape[-2] == 0:
         return _nothing_to_solve(B)
     scale = _power_of_two(B)
-    B = B / scale
+    B = (B / scale).contiguous()
     norm = torch.linalg.vector_norm(B, dim=-2)
     target = rtol * norm
     if x0 is None:
         X, R = torch.zeros_like(B), B.clone()
     else:
-        X = torch.where((norm == 0).unsqueeze(-2), 0, x0 / scale)
+        X = torch.where((norm == 0).unsqueeze(-2), 0, x0 / scale).contiguous()
         R = B - apply(X)
     steps = torch.zeros_like(norm, dtype=torch.int64)
     alive = torch.ones_like(norm, dtype=torch.bool)
@@ -86,7 +87,11 @@ def conjugate_gradient(
         running = alive & (distance > target) & (steps < max_steps)
         if not bool(running.any()):
             break
-        _run(apply, preconditioner, X, R, running, alive, steps, target, max_steps)
+        arrays = (X, R, running, alive, steps, target, max_steps)
+        if B.shape[-1] == 1 and not B.is_cuda:
+            FusedRun(apply, preconditioner, *arrays, restrict)()
+        else:
+            _run(apply, preconditioner, *arrays)
         R = B - apply(X)
     residual = torch.where(norm == 0, 0, distance / norm)
     return CGResult(X * scale, steps, residual, distance <= target)

@@ -85,9 +85,7 @@ def scaled_gram_solve_ex(
     return _entry(K, D, R, damping_tensor(damping, K), False)
 
 
-def _entry(
-    K: Tensor, D: Tensor, R: Tensor, damping: Tensor, check: bool
-) -> tuple[Tensor, Tensor]:
+def _entry(K: Tensor, D: Tensor, R: Tensor, damping: Tensor, check: bool) -> tuple[Tensor, Tensor]:
     X, info = (_solve if unobserved(K, D, R, damping) else _op)(K, D, R, damping, check)
     return X, info
 

@@ -8,10 +8,12 @@ from torch import Tensor
 from .. import checks
 from ..errors import NotPositiveDefiniteError
 from ._failures import raise_failures
-from ._layout import damping_tensor, require_damping
-from ._library import guarded
+from ._fused_cg import Apply
+from ._layout import damping_tensor, flat, require_damping
+from ._library import DTYPE_NAMES, guarded, native
+from ._normal import cholesky_inverse
 from .dense_cg import stopping
-from .krylov import Apply, CGResult, conjugate_gradient
+from .krylov import CGResult, conjugate_gradient
 from .scaled_gram import family_shape
 
 
@@ -62,21 +64,25 @@ def scaled_gram_cg(
     shift = damping_tensor(damping, K)
     lead = family_shape(K, D, R, shift)
     require_damping(shift)
-    columns = shift.unsqueeze(-1)  # (..., batch, 1)
     B = R.expand(*lead, R.shape[-1]).unsqueeze(-1)
     tol, cap = stopping(B, rtol, max_steps)
 
-    def apply(P: Tensor) -> Tensor:
-        p = P.squeeze(-1)
-        return (((p * D) @ K) * D + columns * p).unsqueeze(-1)
-
     solve = _preconditioner(preconditioner, K, D, shift)
+    inner = None if solve is None else lambda V: solve(V.squeeze(-1)).unsqueeze(-1)
+
+    def restrict(index: Tensor) -> tuple[Apply, Apply | None]:
+        some = flat(D, lead, 1)[index], flat(shift, lead, 0)[index]
+        return _operator(K, *some), inner
+
+    # Systems of several matrices stay together; a callable may know who is who.
+    free = K.dim() == 2 and not callable(preconditioner)
     y, iterations, residual, converged = conjugate_gradient(
-        apply,
+        _operator(K, D.expand(B.shape[:-1]), shift.expand(lead)),
         B,
         rtol=tol,
         max_steps=cap,
-        preconditioner=None if solve is None else lambda V: solve(V.squeeze(-1)).unsqueeze(-1),
+        preconditioner=inner,
+        restrict=restrict if free and len(lead) == 1 else None,
     )
     status = (value.squeeze(-1) for value in (iterations, residual, converged))
     x = guarded("scaled_gram_cg", D * y.squeeze(-1), K, D, R, shift)
@@ -84,6 +90,30 @@ def scaled_gram_cg(
     inputs = {"K": K, "D": D, "R": R}
     raise_failures("D K D + damping I", result.residual, None, full=inputs)
     return result
+
+
+def _operator(K: Tensor, D: Tensor, damping: Tensor) -> Apply:
+    """P -> (D K D + damping) P for all systems, P of shape (..., batch, n, 1)."""
+    if K.is_cuda or K.dim() > 2 or D.dim() != 2:
+        columns = damping.unsqueeze(-1)
+
+        def composed(P: Tensor) -> Tensor:
+            p = P.squeeze(-1)
+            return (((p * D) @ K) * D + columns * p).unsqueeze(-1)
+
+        return composed
+
+    def fused(P: Tensor) -> Tensor:
+        P = P.contiguous()
+        Q = torch.empty_like(P)
+        native().scaled_gram_product(
+            *(DTYPE_NAMES[K.dtype], *D.shape, K.data_ptr(), *K.stride()),
+            *(D.data_ptr(), *D.stride(), damping.data_ptr(), *damping.stride()),
+            *(P.data_ptr(), Q.data_ptr()),
+        )
+        return Q
+
+    return fused
 
 
 def _preconditioner(
@@ -114,8 +144,7 @@ def _shared(K: Tensor, D: Tensor, damping: Tensor) -> Apply:
             "the shared preconditioner", failed.tolist(), pivots, info.numel()
         )
 
-    def solve(V: Tensor) -> Tensor:
-        rows = V if V.dim() > 1 else V.unsqueeze(0)
-        return torch.cholesky_solve(rows.mT, factor).mT.reshape(V.shape)
-
-    return solve
+    if K.dim() == 2:
+        inverse = cholesky_inverse(factor)
+        return lambda V: inverse(V.reshape(-1, V.shape[-1])).reshape(V.shape)
+    return lambda V: torch.cholesky_solve(V.mT, factor).mT.reshape(V.shape)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..linalg import _library, scaled_gram_solve_ex, spd_solve_ex
 from ..linalg._library import in_chunks
+from ..linalg._normal import cholesky_inverse
 from ..linalg.ridge import DUAL_FLOOR
 from ..linalg.spd import solve_shared
 from ._patch_units import gram_of_units, normed_dual
@@ -148,7 +149,7 @@ def _primal(family: PatchFamily, damping: Shift) -> Direct:
 
 def mean_preconditioner(family: PatchFamily, damping: Shift) -> Preconditioner:
     """Cholesky of every group's patch Gram at the mean of its channels' squared slopes."""
-    factors = []
+    inverses = []
     for group in range(family.patches.groups):
         part = family.patches.of_group(group)
         w = torch.ones_like(family.residual[part]).mean(0)
@@ -158,11 +159,10 @@ def mean_preconditioner(family: PatchFamily, damping: Shift) -> Preconditioner:
         for rows, Z in family.patches.chunks(group, columns=int(family.bias)):
             G.addmm_((Z * w[rows].unsqueeze(1)).t(), Z, alpha=family.scale)
         G.diagonal().add_(damping)
-        factors.append(mean_factor(G))
-    stacked = torch.stack(factors)
+        inverses.append(cholesky_inverse(mean_factor(G)))
 
     def apply(residual: Tensor) -> Tensor:
-        grouped = residual.view(len(stacked), -1, residual.shape[1]).mT
-        return torch.cholesky_solve(grouped, stacked).mT.reshape(residual.shape)
+        parts = residual.chunk(len(inverses))
+        return torch.cat([inverse(part) for inverse, part in zip(inverses, parts, strict=True)])
 
     return apply

@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -51,6 +51,7 @@ class LeastSquares(ABC):
         outside: the part of |r|^2 that ``residual`` leaves out because no step changes it, shape
             (systems,); ``None`` for nothing. Equivalent problems have it: they keep J^T J and
             J^T r only, but what lies outside the range differs between linearisations.
+        separable: whether :meth:`take` can single out systems.
     """
 
     residual: Tensor
@@ -59,6 +60,7 @@ class LeastSquares(ABC):
     damping_group: int = 1
     cut_group: int = 1
     outside: Tensor | None = None
+    separable: ClassVar[bool] = False
 
     @property
     def systems(self) -> int:
@@ -114,6 +116,10 @@ class LeastSquares(ABC):
     @abstractmethod
     def with_residual(self: Self, residual: Tensor) -> Self:
         """The same Jacobian with another r."""
+
+    def take(self: Self, index: Tensor) -> Self:
+        """The systems ``index`` alone; only where :attr:`separable`."""
+        raise AssertionError("not separable")
 
     def diagonal(self) -> Tensor:
         """diag(J^T J) of every system, (systems, n), where it costs no more than a product."""

@@ -8,11 +8,12 @@ form; without an activation the slopes are ones and one factorisation serves all
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from ..linalg._ridge_error import ridge_error
+from ..linalg._normal import cholesky_inverse, ridge_error, ridge_normal
 from ..linalg.ridge import damped, ridge_ex
 from .base import Direct, LeastSquares, Preconditioner, lanczos_largest, mean_factor
 from .dense import DENSE_ENTRIES, DenseBatch
@@ -36,6 +37,7 @@ class ScaledGram(LeastSquares):
     damping_group: int = 1
     cut_group: int = 1
     columns: Tensor | None = None
+    separable = True
 
     @property
     def unknowns(self) -> int:
@@ -50,9 +52,16 @@ class ScaledGram(LeastSquares):
         return out if self.columns is None else out * self.columns
 
     def normal(self, step: Tensor) -> Tensor:
-        if self.slopes is None or self.columns is not None:
+        if self.columns is not None or step.is_cuda or not step.numel():
             return super().normal(step)
-        return ((step @ self.matrix.t()) * (self.scale * self.slopes.square())) @ self.matrix
+        return ridge_normal(self.matrix, self._weights, step)
+
+    @cached_property
+    def _weights(self) -> Tensor:
+        """scale S^2, shape (systems, rows)."""
+        if self.slopes is None:
+            return self.residual.new_tensor(self.scale).expand(self.residual.shape)
+        return (self.scale * self.slopes.square()).contiguous()
 
     def normal_error(self, step: Tensor, damping: float | Tensor) -> tuple[Tensor, Tensor]:
         if self.columns is not None or not step.numel():
@@ -119,6 +128,14 @@ class ScaledGram(LeastSquares):
             out = self.slopes.square() @ self.matrix.square()
         return out if self.columns is None else out * self.columns.square()
 
+    def take(self, index: Tensor) -> ScaledGram:
+        return replace(
+            self,
+            slopes=None if self.slopes is None else self.slopes[index],
+            residual=self.residual[index],
+            columns=None if self.columns is None else self.columns[index],
+        )
+
     def with_residual(self, residual: Tensor) -> ScaledGram:
         return replace(self, residual=residual)
 
@@ -132,8 +149,7 @@ class ScaledGram(LeastSquares):
             gram = gram * mean * mean.unsqueeze(-1)
         mean_damping = damping.mean() if isinstance(damping, Tensor) else damping
         gram.diagonal().add_(mean_damping)
-        factor = mean_factor(gram)
-        return lambda residual: torch.cholesky_solve(residual.t(), factor).t()
+        return cholesky_inverse(mean_factor(gram))
 
     def _dense(self) -> DenseBatch:
         """Row and column scalings leave nothing shared: form the Jacobians."""

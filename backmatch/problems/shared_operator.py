@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -51,6 +52,7 @@ class SharedOperator(LeastSquares):
     scale: float = 1.0
     structure: str = "sample"
     outside: Tensor | None = None
+    separable = True
     #: M survives :meth:`with_residual`: one list shared by the copies.
     _matrix: list[Tensor] = field(default_factory=list, repr=False)
 
@@ -73,10 +75,23 @@ class SharedOperator(LeastSquares):
 
     def normal(self, step: Tensor) -> Tensor:
         out = self.forward(step if self.columns is None else step * self.columns)
-        if self.slopes is not None:
-            out = out * self.slopes.square()
+        if self._squares is not None:
+            out = out * self._squares
         back = self.reverse(out)
         return back if self.columns is None else back * self.columns
+
+    @cached_property
+    def _squares(self) -> Tensor | None:
+        return None if self.slopes is None else self.slopes.square()
+
+    def take(self, index: Tensor) -> SharedOperator:
+        return replace(
+            self,
+            residual=self.residual[index],
+            slopes=None if self.slopes is None else self.slopes[index],
+            columns=None if self.columns is None else self.columns[index],
+            outside=None if self.outside is None else self.outside[index],
+        )
 
     def traces(self) -> tuple[Tensor, bool]:
         if self.columns is None:

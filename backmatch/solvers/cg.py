@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import checks
+from ..linalg._fused_cg import Apply
 from ..linalg.krylov import DEFAULT_RTOL, conjugate_gradient
 from ..problems import LeastSquares, Preconditioner
 from .base import Solution, Solver, record_for
@@ -63,22 +64,29 @@ class CG(Solver):
 
     def solve(self, problem: LeastSquares, damping: Resolved | None) -> Solution:
         assert damping is not None
-        shift = damping.column()
+        shift = damping.per_system()
         g = problem.gradient()
         checks.finite("gradient of the local loss", g)
         # The positions of one sample are one Krylov system: (samples, positions * n, 1).
         krylov = (problem.systems // problem.cut_group, problem.cut_group * problem.unknowns, 1)
+        inner = self._preconditioner(problem, shift)
 
-        def apply(step: Tensor) -> Tensor:
-            flat = step.reshape(g.shape)
-            return (problem.normal(flat) + shift * flat).reshape(krylov)
+        def restrict(index: Tensor) -> tuple[Apply, Apply | None]:
+            part = problem.take(index)
+            some = shift[index] if isinstance(shift, Tensor) else shift
+            # Only Jacobi's preconditioner differs from system to system.
+            own = self._preconditioner(part, some) if self.preconditioner == "jacobi" else inner
+            return _damped(part, some), own
 
+        known = self.preconditioner is None or isinstance(self.preconditioner, str)
+        separable = problem.separable and problem.cut_group == 1
         result = conjugate_gradient(
-            apply,
+            _damped(problem, shift),
             g.reshape(krylov),
             rtol=DEFAULT_RTOL[g.dtype] if self.rtol is None else self.rtol,
             max_steps=self.max_steps or max(10 * krylov[1], 1),
-            preconditioner=self._preconditioner(problem, damping.per_system(), g),
+            preconditioner=inner,
+            restrict=restrict if known and separable else None,
         )
         record = record_for(
             "cg",
@@ -91,7 +99,7 @@ class CG(Solver):
         return Solution(result.x.reshape(g.shape), record)
 
     def _preconditioner(
-        self, problem: LeastSquares, damping: float | Tensor, like: Tensor
+        self, problem: LeastSquares, damping: float | Tensor
     ) -> Preconditioner | None:
         if self.preconditioner is None:
             return None
@@ -105,7 +113,22 @@ class CG(Solver):
             inner = problem.shared_preconditioner(damping)
         else:
             inner = self.preconditioner(problem, damping)
-        return lambda residual: inner(residual.reshape(like.shape)).reshape(residual.shape)
+        n = problem.unknowns
+        return lambda residual: inner(residual.reshape(-1, n)).reshape(residual.shape)
+
+
+def _damped(problem: LeastSquares, shift: float | Tensor) -> Apply:
+    """p -> (H + damping) p on Krylov vectors, whose positions may be several systems."""
+    column = shift.unsqueeze(-1) if isinstance(shift, Tensor) else None
+
+    def apply(P: Tensor) -> Tensor:
+        p = P.reshape(-1, problem.unknowns)
+        out = problem.normal(p)
+        if column is None:
+            return torch.add(out, p, alpha=float(shift)).reshape(P.shape)
+        return torch.addcmul(out, column, p).reshape(P.shape)
+
+    return apply
 
 
 def _largest(values: Tensor, kind: type[int] | type[float]) -> int | float:

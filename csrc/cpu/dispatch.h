@@ -13,6 +13,10 @@ struct Kernels {
   void (*cg)(const CgArgs<T>&);
   void (*ridge_dual)(const RidgeDualArgs<T>&);
   void (*ridge_error)(const RidgeErrorArgs<T>&);
+  void (*ridge_normal)(const RidgeNormalArgs<T>&);
+  void (*scaled_gram_product)(const ScaledGramProductArgs<T>&);
+  int64_t (*cg_step)(const CgStepArgs<T>&);
+  void (*cg_direction)(const CgDirectionArgs<T>&);
   double (*fma_rate)(int64_t repeats);
 };
 

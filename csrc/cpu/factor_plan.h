@@ -16,7 +16,7 @@ constexpr int64_t kLaneOrder = 256;
 template <class T>
 BACKMATCH_INLINE double cost_alone(int64_t n) {
   const double order = static_cast<double>(n < 1 ? 1 : n);
-  return sizeof(T) == 4 ? 260 / order : 0.5 + 130 / order;
+  return sizeof(T) == 4 ? 260 / order : 0.3 + 150 / order;
 }
 
 // What a pack costs more because threads run out of packs before they run out of systems.
@@ -35,18 +35,19 @@ BACKMATCH_INLINE bool lanes_pay(int64_t n, int64_t systems, double idle) {
          static_cast<double>(systems) * cost_alone<T>(n) > static_cast<double>(kLanes<T>) * idle;
 }
 
-// Scratch elements of one thread for systems of order up to n: the factor, then right-hand sides.
+// Scratch elements of one thread for systems of order up to n: the factor, with room for a vector of
+// columns past the last diagonal and a row for a right-hand side, then right-hand sides.
 template <class T>
 BACKMATCH_INLINE int64_t factor_elements(int64_t n) {
   const int64_t most = n < kLaneOrder ? n : kLaneOrder;
-  const int64_t lanes = lane_vectors(lane_blocks(most)) * kLanes<T>;
-  const int64_t tiles = tile_offset<T>(tile_panels<T>(n));
+  const int64_t lanes = (lane_vectors(lane_blocks(most)) + kTile * kLanes<T>) * kLanes<T>;
+  const int64_t tiles = tile_offset<T>(tile_panels<T>(n + 1));
   return lanes > tiles ? lanes : tiles;
 }
 
 template <class T>
 BACKMATCH_INLINE int64_t rhs_elements(int64_t n) {
-  return kTile * kLanes<T> * (n + kPanelColumns + kTile);
+  return kTile * kLanes<T> * (n + kPanelColumns + kLanes<T>);
 }
 
 template <class T>

@@ -20,6 +20,14 @@ void ridge_dual(const RidgeDualArgs<T>& args);
 template <class T>
 void ridge_error(const RidgeErrorArgs<T>& args);
 template <class T>
+void ridge_normal(const RidgeNormalArgs<T>& args);
+template <class T>
+void scaled_gram_product(const ScaledGramProductArgs<T>& args);
+template <class T>
+int64_t cg_step(const CgStepArgs<T>& args);
+template <class T>
+void cg_direction(const CgDirectionArgs<T>& args);
+template <class T>
 double fma_rate(int64_t repeats);
 
 }  // namespace BACKMATCH_SIMD_LEVEL

@@ -60,14 +60,6 @@ void lane_load_flat(const T* const* lane, int64_t n, Vec<T>* matrix) {
   }
 }
 
-// Rows n .. 4 * blocks become rows of the identity.
-template <class T>
-void lane_pad(Vec<T>* matrix, int64_t n) {
-  for (int64_t i = n; i < lane_blocks(n) * kTile; ++i)
-    for (int64_t p = 0; p <= i; ++p)
-      matrix[lane_index(i, p)] = Vec<T>{} + (p == i ? T(1) : T(0));
-}
-
 // lane[l] points at entry (0, 0) of the matrix of lane l.
 template <class T>
 void lane_load_matrix(const T* const* lane, int64_t n, int64_t row, int64_t column,
@@ -83,10 +75,9 @@ void lane_load_matrix(const T* const* lane, int64_t n, int64_t row, int64_t colu
         for (int l = 0; l < kWidth; ++l)
           lane_entry<T>(matrix + lane_index(i, p))[l] = lane[l][i * row + p * column];
   }
-  lane_pad<T>(matrix, n);
 }
 
-// One right-hand side of every lane into to[0], to[step], ..., zeros up to the padded order.
+// One right-hand side of every lane into to[0], to[step], ...
 template <class T>
 void lane_load_vector(const T* const* lane, int64_t n, int64_t stride, Vec<T>* to, int64_t step) {
   constexpr int kWidth = kLanes<T>;
@@ -102,7 +93,6 @@ void lane_load_vector(const T* const* lane, int64_t n, int64_t stride, Vec<T>* t
     for (int l = 0; l < kWidth; ++l)
       for (int64_t p = 0; p < n; ++p) lane_entry<T>(to + p * step)[l] = lane[l][p * stride];
   }
-  for (int64_t p = n; p < lane_blocks(n) * kTile; ++p) to[p * step] = Vec<T>{};
 }
 
 // Fewer entries than lanes, consecutive lanes n entries apart: whole vectors are stored in

@@ -8,6 +8,10 @@
 
 #include <cstdint>
 
+#if defined(__AVX2__)
+#include <immintrin.h>  // for permute_words; its functions are always inlined
+#endif
+
 #define BACKMATCH_INLINE inline __attribute__((always_inline))
 
 namespace backmatch {
@@ -129,6 +133,30 @@ BACKMATCH_INLINE Vec<T> interleave(Vec<T> a, Vec<T> b) {
     return group % 2 * kLanes<T> + l / kUnit<T> * kUnit<T> + (kUpper ? kUnit<T> / 2 : 0) +
            group / 2 * size + l % size;
   });
+}
+
+// Whether one instruction brings any 4 bytes of a vector to any place of it.
+#if defined(__AVX2__)
+constexpr bool kPermutes = true;
+#else
+constexpr bool kPermutes = false;
+#endif
+
+// Vectors as words of 4 bytes: word w of the result is word pick[w] of `value`.
+constexpr int kWords = kVectorBytes / 4;
+
+template <class T>
+BACKMATCH_INLINE Vec<T> permute_words(Vec<T> value, const int32_t* pick) {
+#if defined(__AVX512F__)
+  return (Vec<T>)_mm512_maskz_permutexvar_epi32(0xffff, _mm512_loadu_si512(pick),
+                                                  (__m512i)value);
+#elif defined(__AVX2__)
+  const __m256i places = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(pick));
+  return (Vec<T>)_mm256_permutevar8x32_epi32((__m256i)value, places);
+#else
+  (void)pick;
+  return value;
+#endif
 }
 
 // The even or odd units of a, then those of b.

@@ -3,6 +3,7 @@
 #include "kernels_simd.h"
 #include "lane_pack.h"
 #include "tile_pack.h"
+#include "tile_vector.h"
 
 namespace backmatch {
 namespace BACKMATCH_SIMD_LEVEL {
@@ -33,7 +34,7 @@ void solve_lanes_rhs(const SpdSolveArgs<T>& a, int64_t first, int64_t count, int
       from[l] = a.B + (first + (l < count ? l : 0)) * a.b_batch + (s + c) * a.b_col;
     lane_load_vector<T>(from, a.n, a.b_row, rhs + c, R);
   }
-  lane_solve<T, R>(matrix, lane_blocks(a.n), rhs);
+  lane_solve<T, R>(matrix, a.n, rhs);
   for (int c = 0; c < R; ++c) {
     T* to = a.X + first * a.n * a.k + s + c;
     lane_store_vector<T>(rhs + c, R, a.n, to, a.n * a.k, a.k, count);
@@ -55,7 +56,7 @@ void solve_lanes(const SpdSolveArgs<T>& a, int64_t first, int64_t count, Scratch
   lane_load_matrix<T>(from, a.n, a.a_row, a.a_col, matrix);
   lane_damp<T>(matrix, a.n, damping);
   IntVec<T> info;
-  lane_factor<T>(matrix, lane_blocks(a.n), info);
+  lane_factor<T>(matrix, a.n, info);
   int64_t s = 0;
   for (; s + kTile <= a.k; s += kTile) solve_lanes_rhs<T, kTile>(a, first, count, s, scratch);
   for (; s < a.k; ++s) solve_lanes_rhs<T, 1>(a, first, count, s, scratch);
@@ -77,14 +78,24 @@ void solve_tiles_rhs(const SpdSolveArgs<T>& a, int64_t system, int64_t s, Scratc
     for (int64_t c = 0; c < count; ++c) to[p * a.k + c] = scratch.rhs[p * kWide + c];
 }
 
+// A single right-hand side is a further row of the matrix.
 template <class T>
 void solve_tiles(const SpdSolveArgs<T>& a, int64_t system, Scratch<T> scratch) {
   constexpr int kWidth = kLanes<T>;
-  tile_load_matrix(a.A + system * a.a_batch, a.n, a.a_row, a.a_col, scratch.factor);
-  tile_damp<T>(scratch.factor, a.n, a.damping[system * a.damping_stride]);
-  a.info[system] = tile_factor(scratch.factor, a.n);
+  T* matrix = scratch.factor;
+  T* X = a.X + system * a.n * a.k;
+  const int64_t rows = a.k == 1 ? a.n + 1 : a.n;
+  tile_load_matrix(a.A + system * a.a_batch, a.n, a.a_row, a.a_col, rows, matrix);
+  tile_damp<T>(matrix, a.n, a.damping[system * a.damping_stride]);
+  if (a.k == 1) tile_put_vector(a.B + system * a.b_batch, a.b_row, a.n, matrix);
+  a.info[system] = tile_factor(matrix, a.n, rows);
   if (a.info[system] != 0) {
-    fill_nan(a.X + system * a.n * a.k, a.n * a.k);
+    fill_nan(X, a.n * a.k);
+    return;
+  }
+  if (a.k == 1) {
+    tile_back_vector(matrix, a.n, scratch.rhs);
+    for (int64_t p = 0; p < a.n; ++p) X[p] = scratch.rhs[p];
     return;
   }
   int64_t s = 0;

@@ -122,19 +122,21 @@ void tile_panel(T* matrix, int64_t i, int64_t order, int32_t& info) {
   }
 }
 
-// Returns info: the first bad pivot (1-based), else 0.
+// Factors columns 0 .. n of a matrix of `rows` rows, at least n. Returns info: the first bad pivot
+// (1-based), else 0.
 template <class T>
-int32_t tile_factor(T* matrix, int64_t n) {
+int32_t tile_factor(T* matrix, int64_t n, int64_t rows) {
   const int64_t order = padded_order(n);
-  const int64_t last = tile_panels<T>(n) - 1;
+  const int64_t last = tile_panels<T>(rows) - 1;
+  const int64_t rest = (order < rows ? rows : order) - last * kPanelRows<T>;
   int32_t info = 0;
   for (int64_t i = 0; i < last; ++i) tile_panel<T, kPanelVectors>(matrix, i, order, info);
-  if (last >= 0 && order - last * kPanelRows<T> <= kLanes<T>) {
+  if (last >= 0 && rest <= kLanes<T>) {
     tile_panel<T, 1>(matrix, last, order, info);
   } else if (last >= 0) {
     tile_panel<T, kPanelVectors>(matrix, last, order, info);
   }
-  return info;
+  return info > n ? 0 : info;  // the padding may hold a right-hand side, see tile_vector.h
 }
 
 // Solves for the M vectors of right-hand sides in rhs[p * M * kLanes + s], p < padded_order(n).
@@ -178,14 +180,15 @@ __attribute__((noinline)) void tile_damp(T* matrix, int64_t n, T damping) {
   for (int64_t i = 0; i < n; ++i) matrix[tile_index<T>(i, i)] += damping;
 }
 
-// Rows n .. up to the end of the last panel become rows of the identity.
+// Rows n .. up to the end of the panel of the last of `rows` become rows of the identity.
 template <class T>
-void tile_pad(T* matrix, int64_t n) {
+void tile_pad(T* matrix, int64_t n, int64_t rows) {
   const int64_t order = padded_order(n);
-  const int64_t last = tile_panels<T>(n) * kPanelRows<T>;
-  for (int64_t row = n; row < last; ++row)
+  const int64_t end = tile_panels<T>(rows) * kPanelRows<T>;
+  for (int64_t first = n / kPanelRows<T> * kPanelRows<T>; first < end; first += kPanelRows<T>)
     for (int64_t column = 0; column < order; ++column)
-      matrix[tile_index<T>(row, column)] = row == column ? T(1) : T(0);
+      for (int64_t row = first < n ? n : first; row < first + kPanelRows<T>; ++row)
+        matrix[tile_index<T>(row, column)] = row == column ? T(1) : T(0);
 }
 
 }  // namespace BACKMATCH_SIMD_LEVEL

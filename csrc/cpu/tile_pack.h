@@ -46,13 +46,13 @@ void tile_clear_upper(T* matrix, int64_t n) {
 }
 
 template <class T>
-void tile_load_matrix(const T* A, int64_t n, int64_t row, int64_t column, T* matrix) {
+void tile_load_matrix(const T* A, int64_t n, int64_t row, int64_t column, int64_t rows, T* matrix) {
   const int64_t whole = n / kLanes<T> * kLanes<T>;
   for (int64_t first = 0; first < whole; first += kLanes<T>)
     tile_load_row_block(A, row, column, first, matrix);
   for (int64_t i = whole; i < n; ++i)
     for (int64_t p = 0; p <= i; ++p) matrix[tile_index<T>(i, p)] = A[i * row + p * column];
-  tile_pad(matrix, n);
+  tile_pad(matrix, n, rows);
   tile_clear_upper(matrix, n);
 }
 

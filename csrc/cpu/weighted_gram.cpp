@@ -1,12 +1,10 @@
 // G_j = Z^T diag(w_j) Z + damping_j I for many weightings of one Z.
 //
-// Z is repacked once into panels of kGramColumns columns that all threads share. For each system
-// the rows with w != 0 are taken kGramRows at a time: their weighted copy, cut into strips of
-// kGramStrip columns, is the left factor, the shared panels are the right one. A panel stays in
-// the first-level cache while the strips stream past it. Only tiles that touch the lower triangle
-// are computed; the upper one is mirrored from it.
+// Two ways, chosen for each system by its own weights: gram_pairs.h multiplies products of columns
+// by the weights of all systems, gram_rows.h takes one system at a time and skips rows with w == 0.
+#include "gram_pairs.h"
+#include "gram_rows.h"
 #include "kernels_simd.h"
-#include "simd.h"
 #include "workspace.h"
 
 namespace backmatch {
@@ -14,172 +12,180 @@ namespace BACKMATCH_SIMD_LEVEL {
 
 namespace {
 
-constexpr int kGramVectors = kBlockVectors;
-constexpr int kGramStrip = kBlockScalars;
-constexpr int64_t kGramRows = 256;
+// Largest order at which products of columns are formed: above, forming them costs small batches
+// more than they save large ones.
+constexpr int64_t kPairOrder = 80;
 
+// Z in rows of `pitch` entries, zeros past column n.
 template <class T>
-constexpr int kGramColumns = kGramVectors* kLanes<T>;
-
-// Z in panels: panel[i * kGramColumns + c], zeros past column n.
-template <class T>
-void pack_panels(const WeightedGramArgs<T>& a, int64_t panels, T* packed) {
-  constexpr int64_t kWide = kGramColumns<T>;
-  for (int64_t b = 0; b < panels; ++b)
-    for (int64_t i = 0; i < a.m; ++i)
-      for (int64_t c = 0; c < kWide; ++c) {
-        const int64_t column = b * kWide + c;
-        packed[(b * a.m + i) * kWide + c] =
-            column < a.n ? a.Z[i * a.z_row + column * a.z_col] : T(0);
-      }
+void copy_rows(const WeightedGramArgs<T>& a, int64_t pitch, T* rows) {
+  for (int64_t i = 0; i < a.m; ++i, rows += pitch) {
+    const T* from = a.Z + i * a.z_row;
+    if (a.z_col == 1) {
+      for (int64_t c = 0; c < a.n; ++c) rows[c] = from[c];
+    } else {
+      for (int64_t c = 0; c < a.n; ++c) rows[c] = from[c * a.z_col];
+    }
+    for (int64_t c = a.n; c < pitch; ++c) rows[c] = T(0);
+  }
 }
 
-// Up to kGramRows rows with w != 0 from row `i` on; moves `i` past them.
 template <class T>
-int64_t list_rows(const WeightedGramArgs<T>& a, int64_t system, int64_t& i, int64_t* rows,
-                  T* weights) {
-  const T* w = a.w + system * a.w_batch;
+void copy_panels(const T* rows, int64_t m, int64_t pitch, T* panels) {
+  for (int64_t p = 0; p < pitch; p += kGramColumns<T>)
+    for (int64_t q = 0; q < m; ++q, panels += kGramColumns<T>)
+      for (int c = 0; c < kGramColumns<T>; ++c) panels[c] = rows[q * pitch + p + c];
+}
+
+template <class T>
+void copy_weights(const WeightedGramArgs<T>& a, T* to) {
+  for (int64_t j = 0; j < a.batch; ++j)
+    for (int64_t i = 0; i < a.m; ++i) to[j * a.m + i] = a.w[j * a.w_batch + i * a.w_col];
+}
+
+// Lists the rows some of whose products of two entries are not finite; `rows` is read in vectors.
+template <class T>
+int64_t list_wild(const T* rows, int64_t m, int64_t pitch, int64_t* wild) {
   int64_t count = 0;
-  for (; i < a.m && count < kGramRows; ++i) {
-    const T weight = w[i * a.w_col];
-    if (weight == T(0)) continue;
-    rows[count] = i;
-    weights[count++] = weight;
+  for (int64_t i = 0; i < m; ++i, rows += pitch) {
+    IntVec<T> tame = ~IntVec<T>{};
+    for (int64_t c = 0; c < pitch; c += kLanes<T>) {
+      const Vec<T> entry = load(rows + c);
+      tame &= entry * entry <= Simd<T>::kLargest;
+    }
+    wild[count] = i;
+    for (int l = 0; l < kLanes<T>; ++l)
+      if (tame[l] == 0) {
+        ++count;
+        break;
+      }
   }
   return count;
 }
 
-// strip[q * kGramStrip + c] = w_q Z[rows[q], column + c]; a strip never leaves its panel.
+// The costs of the two ways, in vectors of multiply-adds; a row with w == 0 costs a look at it.
 template <class T>
-void weigh_strip(const T* packed, int64_t m, int64_t column, const int64_t* rows, const T* weights,
-                 int64_t count, T* strip) {
-  constexpr int64_t kWide = kGramColumns<T>;
-  const T* from = packed + column / kWide * m * kWide + column % kWide;
-  for (int64_t q = 0; q < count; ++q)
-    for (int c = 0; c < kGramStrip; ++c)
-      strip[q * kGramStrip + c] = weights[q] * from[rows[q] * kWide + c];
-}
+struct Costs {
+  double pairs, rows, row;
 
-// tile (kGramStrip x kGramColumns, rows `stride` apart) += strip^T panel[rows], or = if kFirst.
-template <class T, bool kFirst>
-void add_products(const T* strip, const T* panel, const int64_t* rows, int64_t count, T* tile,
-                  int64_t stride) {
-  constexpr int64_t kWide = kGramColumns<T>;
-  Vec<T> sum[kGramStrip][kGramVectors];
-#pragma GCC unroll 8
-  for (int c = 0; c < kGramStrip; ++c)
-#pragma GCC unroll 4
-    for (int v = 0; v < kGramVectors; ++v)
-      sum[c][v] = kFirst ? Vec<T>{} : load(tile + c * stride + v * kLanes<T>);
-  for (int64_t q = 0; q < count; ++q, strip += kGramStrip) {
-    const T* row = panel + rows[q] * kWide;
-    Vec<T> z[kGramVectors];
-#pragma GCC unroll 4
-    for (int v = 0; v < kGramVectors; ++v) z[v] = load(row + v * kLanes<T>);
-#pragma GCC unroll 8
-    for (int c = 0; c < kGramStrip; ++c)
-#pragma GCC unroll 4
-      for (int v = 0; v < kGramVectors; ++v) sum[c][v] += z[v] * strip[c];
+  Costs(int64_t m, int64_t n) : row(0) {
+    const double order = static_cast<double>(n);
+    const double all = static_cast<double>(m);
+    pairs = 0.9 * all * static_cast<double>((pair_count(n) + kLanes<T> - 1) / kLanes<T>);
+    rows = 4 * all + order * order;
+    for (int64_t p = 0; p < gram_order(n); p += kGramColumns<T>)
+      for (int64_t i = p; i < gram_order(n); i += kGramStrip)
+        row += static_cast<double>(gram_vectors<T>(i, p) * kGramStrip);
   }
-#pragma GCC unroll 8
-  for (int c = 0; c < kGramStrip; ++c)
-#pragma GCC unroll 4
-    for (int v = 0; v < kGramVectors; ++v) store(tile + c * stride + v * kLanes<T>, sum[c][v]);
-}
-
-// Scratch of one thread. `sums` is a row-major square of the padded order.
-template <class T>
-struct Scratch {
-  T* sums;
-  T* strips;
-  int64_t* rows;
-  T* weights;
 };
 
-// Adds the listed rows to every tile that touches the lower triangle.
-template <class T, bool kFirst>
-void add_rows(const T* packed, int64_t m, int64_t panels, int64_t count, Scratch<T> s) {
-  constexpr int64_t kWide = kGramColumns<T>;
-  const int64_t order = panels * kWide;
-  for (int64_t i = 0; i < order; i += kGramStrip)
-    weigh_strip(packed, m, i, s.rows, s.weights, count, s.strips + i * kGramRows);
-  for (int64_t p = 0; p < order; p += kWide)
-    for (int64_t i = p; i < order; i += kGramStrip)
-      add_products<T, kFirst>(s.strips + i * kGramRows, packed + p * m, s.rows, count,
-                              s.sums + i * order + p, order);
+// Which way a system goes: by its own weights, never by its neighbours. Products that are not
+// finite serve nobody, since 0 times them is NaN.
+template <class T>
+bool takes_rows(const WeightedGramArgs<T>& a, int64_t system, const int64_t* wild, int64_t wilds,
+                const Costs<T>& costs) {
+  if (a.n > kPairOrder) return true;
+  const T* w = a.w + system * a.w_batch;
+  for (int64_t q = 0; q < wilds; ++q)
+    if (w[wild[q]] != T(0)) return true;
+  int64_t count = 0;
+  for (int64_t i = 0; i < a.m; ++i) count += w[i] != T(0);
+  return costs.rows + static_cast<double>(count) * costs.row < costs.pairs;
 }
 
-// Copies the kLanes x kLanes block of sums at (i, p), p < i, to its place and to its mirror image.
 template <class T>
-BACKMATCH_INLINE void write_block(const T* sums, int64_t order, int64_t i, int64_t p, T* G,
-                                  int64_t n) {
-  constexpr int kWidth = kLanes<T>;
-  Vec<T> entry[kWidth];
-#pragma GCC unroll 16
-  for (int l = 0; l < kWidth; ++l) {
-    entry[l] = load(sums + (i + l) * order + p);
-    store(G + (i + l) * n + p, entry[l]);
+double gram_flops(const WeightedGramArgs<T>& a, int64_t systems) {
+  const double order = static_cast<double>(a.n);
+  return order * order * static_cast<double>(a.m) * static_cast<double>(systems);
+}
+
+template <class T>
+void all_by_rows(const WeightedGramArgs<T>& a, const T* rows, const int64_t* listed,
+                 int64_t count) {
+  constexpr int64_t kSize = sizeof(T);
+  const int64_t pitch = gram_pitch<T>(a.n);
+  const Workspace shared(pitch * a.m * kSize);
+  T* panels = shared.at<T>(0);
+  copy_panels(rows, a.m, pitch, panels);
+  const int64_t strips_at = cache_lines(gram_order(a.n) * pitch * kSize);
+  const int64_t listed_at = strips_at + cache_lines(gram_order(a.n) * kGramRows * kSize);
+  const int64_t weights_at = listed_at + cache_lines((kGramRows + 1) * int64_t{8});
+  const int64_t bytes = weights_at + cache_lines((kGramRows + 1) * kSize);
+  const int threads = threads_for(count, gram_flops(a, count));
+  [[maybe_unused]] const int64_t chunk = tasks_at_a_time(count, threads);
+  const Workspace workspace(bytes * threads);
+#pragma omp parallel for schedule(dynamic, chunk) num_threads(threads) if (threads > 1)
+  for (int64_t j = 0; j < count; ++j) {
+    const int64_t at = thread_number() * bytes;
+    gram_by_rows(a, listed[j], panels,
+                 GramScratch<T>{workspace.at<T>(at), workspace.at<T>(at + strips_at),
+                                workspace.at<int64_t>(at + listed_at),
+                                workspace.at<T>(at + weights_at)});
   }
-  transpose<T>(entry);
-#pragma GCC unroll 16
-  for (int l = 0; l < kWidth; ++l) store(G + (p + l) * n + i, entry[l]);
 }
 
+// Tasks are a block of pairs for a group of systems: large groups, since each forms the products
+// anew.
 template <class T>
-void write_result(const WeightedGramArgs<T>& a, int64_t system, int64_t order, const T* sums) {
-  constexpr int kWidth = kLanes<T>;
-  T* G = a.G + system * a.n * a.n;
-  for (int64_t first = 0; first < a.n; first += kWidth) {
-    const bool whole = first + kWidth <= a.n;
-    for (int64_t p = 0; whole && p < first; p += kWidth) write_block(sums, order, first, p, G, a.n);
-    for (int64_t i = first; i < first + kWidth && i < a.n; ++i) {
-      for (int64_t p = whole ? first : 0; p < i; ++p)
-        G[i * a.n + p] = G[p * a.n + i] = sums[i * order + p];
-      G[i * a.n + i] = sums[i * order + i] + a.damping[system * a.damping_stride];
+void all_by_pairs(const WeightedGramArgs<T>& a, const T* rows, const int64_t* listed,
+                  int64_t count) {
+  constexpr int64_t kLeastGroup = 64;
+  const int64_t bytes = cache_lines(kPairScratch<T> * static_cast<int64_t>(sizeof(T)));
+  const int64_t blocks = pair_blocks<T>(a.n);
+  const int threads = threads_for(count * blocks, gram_flops(a, count));
+  const int64_t wanted = threads == 1 ? 1 : (4 * threads + blocks - 1) / blocks;
+  const int64_t most = (count + kLeastGroup - 1) / kLeastGroup;
+  const int64_t share = wanted < most ? wanted : most;
+  const int64_t group = (count + share - 1) / share;
+  const int64_t groups = (count + group - 1) / group;
+  const PairRows<T> z{rows, gram_pitch<T>(a.n)};
+  const Workspace workspace(bytes * threads);
+#pragma omp parallel num_threads(threads) if (threads > 1)
+  {
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t task = 0; task < blocks * groups; ++task) {
+      const int64_t first = task / blocks * group;
+      const int64_t size = count - first < group ? count - first : group;
+      sum_pairs(a, z, task % blocks, listed + first, size, workspace.at<T>(thread_number() * bytes));
     }
+#pragma omp for schedule(static)
+    for (int64_t j = 0; j < count; ++j) spread_pairs(a, listed[j]);
   }
-}
-
-template <class T>
-void gram_of(const WeightedGramArgs<T>& a, int64_t system, const T* packed, int64_t panels,
-             Scratch<T> s) {
-  int64_t i = 0;
-  int64_t count = list_rows(a, system, i, s.rows, s.weights);
-  add_rows<T, true>(packed, a.m, panels, count, s);
-  while (i < a.m) {
-    count = list_rows(a, system, i, s.rows, s.weights);
-    add_rows<T, false>(packed, a.m, panels, count, s);
-  }
-  write_result(a, system, panels * kGramColumns<T>, s.sums);
 }
 
 }  // namespace
 
 template <class T>
-void weighted_gram(const WeightedGramArgs<T>& a) {
+void weighted_gram(const WeightedGramArgs<T>& given) {
   constexpr int64_t kSize = sizeof(T);
-  constexpr int64_t kWide = kGramColumns<T>;
-  if (a.batch == 0 || a.n == 0) return;
-  const int64_t panels = (a.n + kWide - 1) / kWide;
-  const Workspace shared(panels * a.m * kWide * kSize);
-  T* packed = shared.at<T>(0);
-  pack_panels(a, panels, packed);
-  const int64_t strips_at = cache_lines(panels * kWide * panels * kWide * kSize);
-  const int64_t rows_at = strips_at + cache_lines(panels * kWide * kGramRows * kSize);
-  const int64_t weights_at = rows_at + cache_lines(kGramRows * 8);
-  const int64_t bytes = weights_at + cache_lines(kGramRows * kSize);
-  const double order = static_cast<double>(a.n);
-  const int threads = threads_for(
-      a.batch, order * order * static_cast<double>(a.m) * static_cast<double>(a.batch));
-  [[maybe_unused]] const int64_t chunk = tasks_at_a_time(a.batch, threads);
-  const Workspace workspace(bytes * threads);
-#pragma omp parallel for schedule(dynamic, chunk) num_threads(threads) if (threads > 1)
-  for (int64_t system = 0; system < a.batch; ++system) {
-    const int64_t at = thread_number() * bytes;
-    gram_of(a, system, packed, panels,
-            Scratch<T>{workspace.at<T>(at), workspace.at<T>(at + strips_at),
-                       workspace.at<int64_t>(at + rows_at), workspace.at<T>(at + weights_at)});
+  if (given.batch == 0 || given.n == 0) return;
+  WeightedGramArgs<T> a = given;
+  const Workspace weights(a.w_col == 1 ? 0 : a.batch * a.m * kSize);
+  if (a.w_col != 1) {
+    copy_weights(given, weights.at<T>(0));
+    a.w = weights.at<T>(0);
+    a.w_batch = a.m;
+    a.w_col = 1;
   }
+  const int64_t pitch = gram_pitch<T>(a.n);
+  const Workspace shared((pitch * a.m + kLanes<T>) * kSize);
+  T* rows = shared.at<T>(0);
+  copy_rows(a, pitch, rows);
+  const Workspace lists((a.m + 1 + 2 * a.batch) * int64_t{8});
+  int64_t* wild = lists.at<int64_t>(0);
+  int64_t* systems[2] = {wild + a.m + 1, wild + a.m + 1 + a.batch};
+  int64_t counts[2] = {};
+  const int64_t wilds = list_wild(rows, a.m, pitch, wild);
+  const Costs<T> costs(a.m, a.n);
+  for (int64_t j = 0; j < a.batch; ++j) {
+    const int way = takes_rows(a, j, wild, wilds, costs) ? 0 : 1;
+    systems[way][counts[way]++] = j;
+  }
+  if (counts[0] > 0) all_by_rows(a, rows, systems[0], counts[0]);
+  // Nobody left has a weight for the wild rows.
+  for (int64_t q = 0; q < wilds; ++q)
+    for (int64_t c = 0; c < a.n; ++c) rows[wild[q] * pitch + c] = T(0);
+  if (counts[1] > 0) all_by_pairs(a, rows, systems[1], counts[1]);
 }
 
 template void weighted_gram<float>(const WeightedGramArgs<float>&);

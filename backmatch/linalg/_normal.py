@@ -1,0 +1,82 @@
+"""The normal equations of the least-squares problems that share one Z: products and residuals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ._library import DTYPE_NAMES, native
+from ._ridge_routes import call_family
+
+
+@torch.no_grad()
+def ridge_error(
+    Z: Tensor, R: Tensor, slopes: Tensor | None, damping: Tensor, d: Tensor
+) -> tuple[Tensor, Tensor]:
+    """``|Z^T S (S Z d - r) + damping d|^2`` and ``|Z^T S r|^2`` of every system, S = diag(s_j).
+
+    ``Z: (m, n), R and slopes: (batch, m), damping: () or (batch,), d: (batch, n)``, all on one
+    device, none empty. Both results have shape (batch,).
+    """
+    if Z.is_cuda:
+        return _composed(Z, R, slopes, damping, d)
+    error, size = torch.empty(2, R.shape[0], dtype=torch.float64)
+    tail = (d.data_ptr(), *d.stride(), error.data_ptr(), size.data_ptr())
+    call_family(native().ridge_error, Z, slopes, R, damping, *tail)
+    return error, size
+
+
+def _composed(
+    Z: Tensor, R: Tensor, slopes: Tensor | None, damping: Tensor, d: Tensor
+) -> tuple[Tensor, Tensor]:
+    missing, wanted = R - d @ Z.mT, R
+    if slopes is not None:
+        missing, wanted = slopes * (R - slopes * (d @ Z.mT)), slopes * R
+    error = torch.addmm(damping.unsqueeze(-1) * d, missing, Z, alpha=-1)
+    return _squared_norm(error), _squared_norm(wanted @ Z)
+
+
+def _squared_norm(rows: Tensor) -> Tensor:
+    norm: Tensor = torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float64)
+    return norm.square()
+
+
+@torch.no_grad()
+def ridge_normal(Z: Tensor, w: Tensor, step: Tensor) -> Tensor:
+    """``Z^T (w_j * Z p)`` of every system, on the CPU.
+
+    ``Z: (m, n), w: (batch, m), step: (batch, n)``, none empty.
+    """
+    P = step.contiguous()
+    Q = torch.empty_like(P)
+    native().ridge_normal(
+        *(DTYPE_NAMES[Z.dtype], w.shape[0], *Z.shape, Z.data_ptr(), *Z.stride()),
+        *(w.data_ptr(), *w.stride(), P.data_ptr(), Q.data_ptr()),
+    )
+    return Q
+
+
+def cholesky_inverse(factor: Tensor) -> Callable[[Tensor], Tensor]:
+    """Rows ``v -> (L L^T)^-1 v`` by products with L^-1, for preconditioners.
+
+    Products run at many times the speed of two triangular solves, and L^-T L^-1 stays positive
+    definite where an explicit inverse might not.
+
+    Args:
+        factor: L of shape (n, n), lower triangular.
+
+    Returns:
+        A function of rows (batch, n).
+    """
+    eye = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
+    inverse = torch.linalg.solve_triangular(factor, eye, upper=False)
+
+    def apply(rows: Tensor) -> Tensor:
+        if rows.is_cuda or not rows.numel():
+            out: Tensor = (rows @ inverse.mT) @ inverse
+            return out
+        return ridge_normal(inverse, rows.new_ones(()).expand(rows.shape), rows)
+
+    return apply
