@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 from . import __version__
+from .bench import options as bench_options
 from .training import rundir
 from .training.config import differences, read_config_file, resolve, unknown
 from .training.failures import RunError, UsageError, show
@@ -93,6 +94,7 @@ def _parser() -> _Parser:
         title="commands", metavar="COMMAND", required=True, parser_class=_Parser
     )
     _add_train(commands)
+    _add_bench(commands)
     doctor = commands.add_parser(
         "doctor",
         help="versions, build, devices and a self-check",
@@ -144,6 +146,32 @@ def _add_train(commands: Any) -> None:
     run.add_argument("--quiet", action="store_true", help="show nothing but errors")
     flags = [flag for flag in train._option_string_actions if flag.startswith("--")]
     train.set_defaults(command=_train, flags=flags, help="backmatch train --help")
+
+
+def _add_bench(commands: Any) -> None:
+    bench = commands.add_parser(
+        "bench",
+        help="time kernels and steps beside SciPy, torch and other methods",
+        description="Time kernels and steps beside their peers. Every answer is checked first; "
+        "times are medians, x NAME is the peer's time over ours, /FMA and /copy are fractions of "
+        "a multiply-add loop's and a copy's rate in the same run, error is the worst scaled "
+        "residual of ours.",
+        epilog=_EXIT_CODES,
+        allow_abbrev=False,
+    )
+    bench_options.add_arguments(bench)
+    flags = [flag for flag in bench._option_string_actions if flag.startswith("--")]
+    bench.set_defaults(command=_bench, flags=flags, help="backmatch bench --help")
+
+
+def _bench(parsed: argparse.Namespace) -> int:
+    options = bench_options.read(parsed)
+    out = None if parsed.out is None else _path("--out", parsed.out)
+    if out is not None:
+        bench_options.check_out(out)
+    from .bench import run
+
+    return run.start(options, out, quiet=parsed.quiet)
 
 
 def _train(parsed: argparse.Namespace) -> int:

@@ -14,28 +14,23 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import datetime
 import itertools
 import json
-import platform
 import statistics
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+import stored
 import torch
 
 from backmatch.errors import NonFiniteError
 from backmatch.training.config import resolve
 from backmatch.training.data import Dataset, batches
-from backmatch.training.loop import Trainer, versions
+from backmatch.training.loop import Trainer
 from backmatch.training.run import create_trainer, settle
 
-HERE = Path(__file__).resolve().parent
-RESULTS, README = HERE / "results" / "digits.json", HERE.parent / "README.md"
-VERSIONS = {"python": platform.python_version(), **versions()}
-CPU_INFO = Path("/proc/cpuinfo")
+RESULTS = stored.RESULTS / "digits.json"
 SEEDS, TUNING_SEEDS = range(10), range(100, 103)
 EPOCHS, BATCH, HELD_OUT = 5, 128, 280
 
@@ -75,7 +70,7 @@ def main() -> None:
     parser.add_argument("--readme", action="store_true", help="put the stored table into README.md")
     arguments = parser.parse_args()
     if arguments.readme:
-        insert(table(json.loads(RESULTS.read_text())), "digits")
+        stored.insert(table(json.loads(RESULTS.read_text())), "digits")
         return
     torch.set_num_threads(arguments.threads)
     results = measure()
@@ -93,9 +88,7 @@ def measure() -> dict[str, Any]:
             done.append(train(trainer, trainer.data))
         print(f"seed {seed} of {len(SEEDS)} done", flush=True)
     rows = [summarize(*row) for row in zip(METHODS, rates, runs, strict=True)]
-    date, threads = datetime.date.today().isoformat(), torch.get_num_threads()
-    machine = {"cpu": cpu_name(), "threads": threads, "date": date, **VERSIONS}
-    return {"machine": machine, "epochs": EPOCHS, "seeds": list(SEEDS), "rows": rows}
+    return {"machine": stored.machine(), "epochs": EPOCHS, "seeds": list(SEEDS), "rows": rows}
 
 
 def create(method: Method, rate: float, seed: int) -> Trainer:
@@ -150,21 +143,10 @@ def summarize(method: Method, rate: float, runs: list[Run]) -> dict[str, Any]:
         "method": method.title,
         "options": {"lr": rate, **method.options},
         "rates_tried": list(method.rates),
-        "epoch_1": spread([accuracy[0] for accuracy, _ in runs]),
-        "epoch_5": spread([accuracy[-1] for accuracy, _ in runs]),
+        "epoch_1": stored.spread([accuracy[0] for accuracy, _ in runs]),
+        "epoch_5": stored.spread([accuracy[-1] for accuracy, _ in runs]),
         "step_ms": dict(zip(("decile_1", "median", "decile_9"), deciles[::4], strict=True)),
     }
-
-
-def spread(values: list[float]) -> dict[str, Any]:
-    return {"mean": statistics.fmean(values), "sd": statistics.stdev(values), "runs": values}
-
-
-def cpu_name() -> str:
-    """The model name where Linux tells it, else the architecture."""
-    lines = CPU_INFO.read_text().splitlines() if CPU_INFO.exists() else []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())
 
 
 def table(results: dict[str, Any]) -> str:
@@ -185,16 +167,6 @@ def table(results: dict[str, Any]) -> str:
         f"torch {m['torch']}, Python {m['python']}, float32."
     )
     return "\n".join([*lines, "", where])
-
-
-def insert(text: str, name: str) -> None:
-    """Put text between the markers of that name in README.md."""
-    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
-    before, _, rest = README.read_text().partition(begin)
-    _, found, after = rest.partition(end)
-    if not found:
-        raise SystemExit(f"{README}: the markers {begin} and {end} are missing")
-    README.write_text(f"{before}{begin}\n{text}\n{end}{after}")
 
 
 if __name__ == "__main__":

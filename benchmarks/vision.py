@@ -18,15 +18,14 @@ Answers are compared before anything is timed; candidates take turns.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import digits
+import stored
 import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
@@ -37,7 +36,7 @@ from backmatch.problems import LeastSquares
 from backmatch.solvers import Solver
 from backmatch.training.peak_memory import PeakMemory
 
-RESULTS = Path(__file__).resolve().parent / "results" / "vision.json"
+RESULTS = stored.RESULTS / "vision.json"
 CPU = torch.device("cpu")
 SEEDS, EPOCHS = range(3), ("epoch_1", "epoch_5")
 BP = {"method": "bp", "model": "cnn"}
@@ -63,12 +62,11 @@ def main() -> None:
     parser.add_argument("--readme", action="store_true", help="put stored tables into README.md")
     arguments = parser.parse_args()
     if arguments.readme:
-        digits.insert(readme(json.loads(RESULTS.read_text())), "vision")
+        stored.insert(readme(json.loads(RESULTS.read_text())), "vision")
         return
     torch.set_num_threads(arguments.threads)
-    date, threads = datetime.date.today().isoformat(), torch.get_num_threads()
     results = {
-        "machine": {"cpu": digits.cpu_name(), "threads": threads, "date": date, **digits.VERSIONS},
+        "machine": stored.machine(),
         "weights": [weight_problem(*layer) for layer in LAYERS],
         "inputs": [input_problem(*layer, c) for layer in LAYERS[:2] for c in (0.1, 0.01)],
         "steps": [whole_step(name) for name in STEPS],

@@ -70,6 +70,13 @@ void cg(const std::string& dtype, int64_t batch, int64_t n, int64_t k, Address A
   });
 }
 
+double fma_rate(const std::string& dtype, int64_t repeats) {
+  check_sizes("fma_rate", {repeats});
+  double flops = 0;
+  with_dtype(dtype, [&](auto zero) { flops = kernels<decltype(zero)>().fma_rate(repeats); });
+  return flops;
+}
+
 py::dict build_info() {
   const char* names[kMostLevels];
   const int count = compiled_levels(names);
@@ -114,6 +121,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("cg", backmatch::cg, released(), "dtype"_a, "batch"_a, "n"_a, "k"_a, "A"_a, "a_batch"_a,
         "a_row"_a, "a_col"_a, "damping"_a, "damping_stride"_a, "B"_a, "b_batch"_a, "b_row"_a,
         "b_col"_a, "rtol"_a, "max_steps"_a, "X"_a, "iterations"_a, "residual"_a, "converged"_a);
+  m.def("fma_rate", backmatch::fma_rate, released(), "dtype"_a, "repeats"_a,
+        "Multiply-adds in registers on every thread; returns the operations done, to be timed.");
   m.def("build_info", backmatch::build_info, "What this build holds and which level is in use.");
   m.def("set_simd_level", backmatch::set_simd_level, "name"_a,
         "Uses one SIMD level from now on, process-wide; ValueError where it is missing.");

@@ -38,14 +38,19 @@ def default_folder(config: TrainConfig) -> Path:
 def check_new(path: Path) -> None:
     """Refuse an ``--out`` folder that holds a run or cannot be written; changes nothing."""
     where = f"--out {show(str(path), 200)}"
+    check_writable(path, where)
+    if (path / CONFIG).exists():
+        raise UsageError(
+            f"{where}: holds a run already; continue it with --resume {path}, "
+            "or choose another folder"
+        )
+
+
+def check_writable(path: Path, where: str) -> None:
+    """Refuse a folder that cannot be made or written; ``where`` begins the sentence."""
     if not str(path).isprintable():
         raise UsageError(f"{where}: the path holds control characters; choose another folder")
     try:
-        if (path / CONFIG).exists():
-            raise UsageError(
-                f"{where}: holds a run already; continue it with --resume {path}, "
-                "or choose another folder"
-            )
         existing = path
         while not os.path.lexists(existing) and existing != existing.parent:
             existing = existing.parent
