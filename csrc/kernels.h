@@ -48,7 +48,7 @@ struct ScaledGramArgs {
 };
 
 // G_j = Z^T diag(w_j) Z + damping_j I.  Z: (m, n), w: (batch, m), G: (batch, n, n) contiguous and
-// full. Rows with w == 0 are not read.
+// full. A row with w == 0 does not count, whatever it holds.
 template <class T>
 struct WeightedGramArgs {
   int64_t batch, m, n;

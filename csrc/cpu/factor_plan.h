@@ -35,8 +35,8 @@ BACKMATCH_INLINE bool lanes_pay(int64_t n, int64_t systems, double idle) {
          static_cast<double>(systems) * cost_alone<T>(n) > static_cast<double>(kLanes<T>) * idle;
 }
 
-// Scratch elements of one thread for systems of order up to n: the factor, with room for a vector of
-// columns past the last diagonal and a row for a right-hand side, then right-hand sides.
+// Scratch elements of one thread for systems of order up to n: the factor, with room for a vector
+// of columns past the last diagonal and a row for a right-hand side, then right-hand sides.
 template <class T>
 BACKMATCH_INLINE int64_t factor_elements(int64_t n) {
   const int64_t most = n < kLaneOrder ? n : kLaneOrder;

@@ -16,7 +16,7 @@
 namespace backmatch {
 namespace BACKMATCH_SIMD_LEVEL {
 
-constexpr int64_t kPairRows = 160;
+constexpr int64_t kPairRows = 160;  // 64: a third slower, the sums move too often
 constexpr int kPairVectors = kBlockVectors;
 constexpr int kPairSystems = kBlockScalars;
 
@@ -47,8 +47,9 @@ BACKMATCH_INLINE Pair pair_at(int64_t number) {
   return {row, number - pair_count(row)};
 }
 
-// products[i * kPairPitch + t] = z_ia z_ib for `size` pairs from `first` on, the pairs of one row of
-// the triangle after the other: whole vectors, each overwriting what the one before wrote too much.
+// products[i * kPairPitch + t] = z_ia z_ib for `size` pairs from `first` on, the pairs of one row
+// of the triangle after the other: whole vectors, each overwriting what the one before wrote too
+// much.
 template <class T>
 void form_products(const T* z, int64_t pitch, int64_t rows, Pair first, int64_t size, T* products) {
   for (int64_t t = 0; t < size;) {

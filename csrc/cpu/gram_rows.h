@@ -49,7 +49,8 @@ struct GramScratch {
   T* weights;
 };
 
-// Weights are contiguous in a row. Up to kGramRows rows with w != 0 from row `i` on; moves `i` past them.
+// Lists up to kGramRows rows with w != 0 from row `i` on and moves `i` past them. Weights are
+// contiguous in a row.
 template <class T>
 int64_t list_rows(const WeightedGramArgs<T>& a, int64_t system, int64_t& i, GramScratch<T> s) {
   const T* w = a.w + system * a.w_batch;
