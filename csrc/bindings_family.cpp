@@ -1,5 +1,7 @@
 // Bindings of the kernels on one shared matrix: least squares in dual form, its check, and what
 // conjugate gradient multiplies by and updates. Conventions as in bindings.cpp.
+#include <cmath>
+
 #include "bindings.h"
 
 namespace backmatch {
@@ -31,11 +33,40 @@ void ridge_complement(const std::string& dtype, int64_t batch, int64_t m, int64_
                                    at<int32_t>(info)});
 }
 
-void ridge_error(const std::string& dtype, int64_t batch, int64_t m, int64_t n, Address Z,
+pybind11::tuple ridge_counts(const std::string& dtype, int64_t batch, int64_t m, Address D,
+                             int64_t d_batch, int64_t d_col) {
+  check_sizes("ridge_counts", {batch, m});
+  RidgeCounts found{};
+  with_dtype(dtype, [&](auto zero) {
+    using T = decltype(zero);
+    found = kernels<T>().ridge_counts({batch, m, at<const T>(D), d_batch, d_col});
+  });
+  return pybind11::make_tuple(found.active, found.dual, found.complement, found.most,
+                              found.binary);
+}
+
+// The worst sqrt(error / size) over sums of `group` systems in a row; absolute where the size is 0.
+double worst_ratio(const double* error, const double* size, int64_t batch, int64_t group) {
+  double worst = 0;
+  for (int64_t first = 0; first < batch; first += group) {
+    double above = 0, below = 0;
+    for (int64_t j = first; j < first + group && j < batch; ++j) {
+      above += error[j];
+      below += size[j];
+    }
+    const double ratio = std::sqrt(above) / (below == 0 ? 1 : std::sqrt(below));
+    if (!(ratio <= worst)) worst = ratio;  // so that a NaN stays
+    if (worst != worst) return worst;
+  }
+  return worst;
+}
+
+double ridge_error(const std::string& dtype, int64_t batch, int64_t m, int64_t n, Address Z,
                  int64_t z_row, int64_t z_col, Address D, int64_t d_batch, int64_t d_col, Address R,
                  int64_t r_batch, int64_t r_col, Address damping, int64_t damping_stride, Address d,
-                 int64_t step_batch, int64_t step_col, Address error, Address size) {
-  check_sizes("ridge_error", {batch, m, n});
+                 int64_t step_batch, int64_t step_col, Address error, Address size,
+                   int64_t group) {
+  check_sizes("ridge_error", {batch, m, n, group - 1});
   with_dtype(dtype, [&](auto zero) {
     using T = decltype(zero);
     kernels<T>().ridge_error({batch, m, n, at<const T>(Z), z_row, z_col, at<const T>(D), d_batch,
@@ -43,6 +74,7 @@ void ridge_error(const std::string& dtype, int64_t batch, int64_t m, int64_t n, 
                               damping_stride, at<const T>(d), step_batch, step_col,
                               at<double>(error), at<double>(size)});
   });
+  return worst_ratio(at<const double>(error), at<const double>(size), batch, group);
 }
 
 void ridge_normal(const std::string& dtype, int64_t batch, int64_t m, int64_t n, Address Z,
@@ -105,8 +137,9 @@ void bind_family(pybind11::module_& m) {
         "damping"_a, "damping_stride"_a, "d"_a, "info"_a);
   m.def("ridge_error", ridge_error, released(), "dtype"_a, "batch"_a, "m"_a, "n"_a,
         "Z"_a, "z_row"_a, "z_col"_a, "D"_a, "d_batch"_a, "d_col"_a, "R"_a, "r_batch"_a, "r_col"_a,
-        "damping"_a, "damping_stride"_a, "d"_a, "step_batch"_a, "step_col"_a, "error"_a,
-        "size"_a);
+        "damping"_a, "damping_stride"_a, "d"_a, "step_batch"_a, "step_col"_a, "error"_a, "size"_a,
+        "group"_a);
+  m.def("ridge_counts", ridge_counts, "dtype"_a, "batch"_a, "m"_a, "D"_a, "d_batch"_a, "d_col"_a);
   m.def("ridge_normal", ridge_normal, released(), "dtype"_a, "batch"_a, "m"_a, "n"_a, "Z"_a,
         "z_row"_a, "z_col"_a, "w"_a, "w_batch"_a, "w_col"_a, "P"_a, "Q"_a);
   m.def("scaled_gram_product", scaled_gram_product, released(), "dtype"_a, "batch"_a, "n"_a, "K"_a,

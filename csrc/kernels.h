@@ -82,6 +82,22 @@ struct RidgeDualArgs {
 // ridge_complement: the same for one damping (damping_stride is not read), float32, and 0/1 slopes
 // most of which are 1 in many systems; other systems are solved as by ridge_dual.
 
+// Rows of slopes D (batch, m), summed over the batch: active = rows with slope not 0, the
+// multiply-adds of the solves in dual form and by the complement, the most active rows of a system,
+// and whether all slopes are 0 or 1.
+struct RidgeCounts {
+  double active, dual, complement;
+  int64_t most;
+  bool binary;
+};
+
+template <class T>
+struct RidgeCountsArgs {
+  int64_t batch, m;
+  const T* D;
+  int64_t d_batch, d_col;
+};
+
 // How well d solves the problem above: error[j] = |Z^T D_j (D_j Z d_j - R_j) + damping_j d_j|^2 and
 // size[j] = |Z^T D_j R_j|^2, (batch,) contiguous. D may be null: ones.
 template <class T>

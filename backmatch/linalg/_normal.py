@@ -13,19 +13,23 @@ from ._ridge_routes import call_family
 
 @torch.no_grad()
 def ridge_error(
-    Z: Tensor, R: Tensor, slopes: Tensor | None, damping: Tensor, d: Tensor
-) -> tuple[Tensor, Tensor]:
-    """``|Z^T S (S Z d - r) + damping d|^2`` and ``|Z^T S r|^2`` of every system, S = diag(s_j).
+    Z: Tensor, R: Tensor, slopes: Tensor | None, damping: Tensor, d: Tensor, group: int = 1
+) -> float:
+    """Worst ``|Z^T S (S Z d - r) + damping d| / |Z^T S r|``, S = diag(s_j).
+
+    Absolute where ``Z^T S r = 0``.
 
     ``Z: (m, n), R and slopes: (batch, m), damping: () or (batch,), d: (batch, n)``, all on one
-    device, none empty. Both results have shape (batch,).
+    device, none empty. Norms are taken over ``group`` systems in a row. NaN if d holds one.
     """
     if Z.is_cuda:
-        return _composed(Z, R, slopes, damping, d)
-    error, size = torch.empty(2, R.shape[0], dtype=torch.float64)
-    tail = (d.data_ptr(), *d.stride(), error.data_ptr(), size.data_ptr())
-    call_family(native().ridge_error, Z, slopes, R, damping, *tail)
-    return error, size
+        error, size = (v.reshape(-1, group).sum(-1) for v in _composed(Z, R, slopes, damping, d))
+        return float((error / size.masked_fill(size == 0, 1)).max().sqrt())
+    squares = torch.empty(2 * R.shape[0], dtype=torch.float64)
+    at = squares.data_ptr()
+    tail = (d.data_ptr(), *d.stride(), at, at + 8 * R.shape[0], group)
+    worst: float = call_family(native().ridge_error, Z, slopes, R, damping, *tail)
+    return worst
 
 
 def _composed(

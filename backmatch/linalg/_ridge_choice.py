@@ -16,10 +16,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from ._library import DTYPE_NAMES, native
 from ._ridge_routes import complement, dual, primal
 
 Route = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -28,9 +28,9 @@ Route = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 #: only where damping >= DUAL_FLOOR * trace / n, which bounds what rounding is amplified by.
 DUAL_FLOOR = 1e-3
 
-#: Largest |Z|^2 / damping, a bound of the condition number, at which the complement's float64
-#: inverse is as good as exact for float32.
-COMPLEMENT_CONDITION = 1e6
+#: Largest |Z|^2 / damping for the complement. It bounds the condition of K + damping I, which
+#: is that of all rows together, and can be far above that of one system's active rows.
+COMPLEMENT_CONDITION = 1e4
 
 #: Time of a multiply-add in a product and in the inverse, where one in a solve takes 1.
 PRODUCT, INVERSE = 0.4, 1.33
@@ -45,29 +45,35 @@ def choose(Z: Tensor, slopes: Tensor, damping: Tensor) -> Route:
     common = damping.dim() == 0 and Z.dtype == torch.float32 and not Z.is_cuda
     if m <= n and not (common and slopes.numel() >= SMALL):
         return dual
-    marks = slopes.sign().abs_().sum(-1)  # a third of count_nonzero's time
-    active = marks.detach().cpu().numpy().astype(np.float64)
-    route, cost = dual, _solves(active) + PRODUCT * m * m * n / 2
-    if common and float(slopes.sum()) == active.sum():  # 0/1, as far as a sum can tell
-        other = _complement(active, m) + PRODUCT * m * m * n / 2
+    active, solves, smaller, most, binary = _counts(slopes)
+    common_gram = PRODUCT * m * m * n / 2
+    route, cost = dual, solves + common_gram
+    if common and binary:
+        products = PRODUCT * 2 * slopes.shape[0] * m * m
+        other = smaller + products + INVERSE * 2.5 * m**3 + common_gram
         if other < cost and _conditioned(Z, damping):
             route, cost = complement, other
-    if m <= n or active.max() <= n:
+    if m <= n or most <= n:
         return route
-    direct = active.sum() * n * n / 2 + active.size * (n**3 / 6 + n * n)
+    direct = active * n * n / 2 + slopes.shape[0] * (n**3 / 6 + n * n)
     if cost > direct or not _accurate(Z, slopes, damping):
         return primal
     return route
 
 
-def _solves(rows: np.ndarray) -> float:
-    return float((rows * rows * (rows / 6 + 2)).sum())
-
-
-def _complement(active: np.ndarray, m: int) -> float:
-    products = PRODUCT * 2 * active.size * m * m
-    inverse = INVERSE * 2.5 * m**3
-    return _solves(np.minimum(active, m - active)) + products + inverse
+def _counts(slopes: Tensor) -> tuple[float, float, float, int, bool]:
+    """Sums over the systems: active rows, cost in dual form and by the complement; the most active
+    rows of one; whether all slopes are 0 or 1."""
+    if not slopes.is_cuda:
+        found: tuple[float, float, float, int, bool] = native().ridge_counts(
+            DTYPE_NAMES[slopes.dtype], *slopes.shape, slopes.data_ptr(), *slopes.stride()
+        )
+        return found
+    active = slopes.count_nonzero(-1).double()
+    least = torch.minimum(active, slopes.shape[1] - active)
+    dual_cost, complement_cost = (float((a * a * (a / 6 + 2)).sum()) for a in (active, least))
+    binary = bool(((slopes == 0) | (slopes == 1)).all())
+    return float(active.sum()), dual_cost, complement_cost, int(active.max()), binary
 
 
 def _conditioned(Z: Tensor, damping: Tensor) -> bool:

@@ -56,9 +56,9 @@ def _solved(
 
 def call_family(
     kernel: Any, Z: Tensor, slopes: Tensor | None, R: Tensor, damping: Tensor, *tail: int
-) -> None:
+) -> Any:
     """A native kernel on arguments shaped as for :func:`dual`; no slopes are a null pointer."""
-    kernel(
+    return kernel(
         *(DTYPE_NAMES[Z.dtype], *R.shape, Z.shape[1]),
         *(Z.data_ptr(), *Z.stride()),
         *((0, 0, 0) if slopes is None else (slopes.data_ptr(), *slopes.stride())),

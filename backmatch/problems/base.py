@@ -143,17 +143,20 @@ class LeastSquares(ABC):
         """g = scale J^T r, shape (systems, n)."""
         return self.scale * self.vjp(self.residual)
 
-    def normal_error(self, step: Tensor, damping: float | Tensor) -> tuple[Tensor, Tensor]:
-        """Norms of ``(J^T J + damping I) d - J^T r`` and of ``J^T r``: the check of a solve.
+    def relative_residual(self, step: Tensor, damping: float | Tensor) -> float:
+        """Worst ``|(J^T J + damping I) d - J^T r| / |J^T r|``; absolute where J^T r = 0.
 
-        One per system of the specification, shape (systems / cut_group,).
+        Over the systems of the specification: :attr:`cut_group` of ours in a row are one.
         """
         column = damping.unsqueeze(-1) if isinstance(damping, Tensor) else damping
         gradient = self.vjp(self.residual)
+        if not gradient.numel():
+            return 0.0
         error = self.normal(step) / self.scale + column * step - gradient
         samples = (self.systems // self.cut_group, self.cut_group * self.unknowns)
-        norm = torch.linalg.vector_norm
-        return norm(error.reshape(samples), dim=-1), norm(gradient.reshape(samples), dim=-1)
+        size = torch.linalg.vector_norm(gradient.reshape(samples), dim=-1)
+        worst = torch.linalg.vector_norm(error.reshape(samples), dim=-1)
+        return float((worst / size.masked_fill(size == 0, 1)).max())
 
 
 def mean_factor(gram: Tensor) -> Tensor:

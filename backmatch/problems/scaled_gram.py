@@ -63,15 +63,12 @@ class ScaledGram(LeastSquares):
             return self.residual.new_tensor(self.scale).expand(self.residual.shape)
         return (self.scale * self.slopes.square()).contiguous()
 
-    def normal_error(self, step: Tensor, damping: float | Tensor) -> tuple[Tensor, Tensor]:
+    def relative_residual(self, step: Tensor, damping: float | Tensor) -> float:
         if self.columns is not None or not step.numel():
-            return super().normal_error(step, damping)
+            return super().relative_residual(step, damping)
         shift = damping if isinstance(damping, Tensor) else step.new_tensor(damping)
-        norms = ridge_error(self.matrix, self.residual, self.slopes, shift, step)
-        if self.cut_group == 1:
-            return norms[0].sqrt(), norms[1].sqrt()
-        error, size = (norm.reshape(-1, self.cut_group).sum(-1).sqrt() for norm in norms)
-        return error, size
+        family = (self.matrix, self.residual, self.slopes)
+        return ridge_error(*family, shift, step, self.cut_group)
 
     def traces(self) -> tuple[Tensor, bool]:
         if self.columns is not None:

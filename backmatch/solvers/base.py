@@ -12,7 +12,7 @@ from .. import checks
 from ..errors import NotPositiveDefiniteError
 from ..problems import LeastSquares
 from .damping import Resolved
-from .record import SolveRecord, relative_size
+from .record import SolveRecord
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,6 @@ def solve_directly(
         raise NotPositiveDefiniteError(
             "the damped normal matrix", bad.tolist(), result.info[bad].tolist(), problem.systems
         )
-    residual = relative_size(*problem.normal_error(result.step, shift))
+    residual = problem.relative_residual(result.step, shift)
     record = record_for(name, problem, damping, residual=residual, rank=result.rank)
     return Solution(result.step, record)

@@ -60,10 +60,3 @@ class SolveRecord:
         if isinstance(self.damping, Tensor):
             values["damping"] = float(self.damping.median())
         return values
-
-
-def relative_size(error: Tensor, rhs: Tensor) -> float:
-    """Worst ``error / rhs`` over two lists of norms; absolute where the rhs is 0."""
-    if rhs.numel() == 0:
-        return 0.0
-    return float((error / rhs.masked_fill(rhs == 0, 1)).max())

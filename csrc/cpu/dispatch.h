@@ -17,6 +17,7 @@ struct Kernels {
   void (*scaled_gram_product)(const ScaledGramProductArgs<T>&);
   int64_t (*cg_step)(const CgStepArgs<T>&);
   void (*cg_direction)(const CgDirectionArgs<T>&);
+  RidgeCounts (*ridge_counts)(const RidgeCountsArgs<T>&);
   double (*fma_rate)(int64_t repeats);
 };
 

@@ -29,6 +29,8 @@ int64_t cg_step(const CgStepArgs<T>& args);
 template <class T>
 void cg_direction(const CgDirectionArgs<T>& args);
 template <class T>
+RidgeCounts ridge_counts(const RidgeCountsArgs<T>& args);
+template <class T>
 double fma_rate(int64_t repeats);
 
 }  // namespace BACKMATCH_SIMD_LEVEL
