@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
-from native_calls import DTYPES, LEVELS, name, random_slopes, random_tensor
+from native_calls import DTYPES, name, random_slopes, random_tensor
 from torch import Tensor
 
-from backmatch import _C
 from backmatch.linalg._normal import _composed, ridge_error
 from backmatch.linalg._ridge_routes import dual
 
@@ -23,17 +20,6 @@ SHAPES = [
     (65, 129, 70),
     (130, 20, 9),
 ]
-
-
-@pytest.fixture(params=LEVELS)
-def level(request: pytest.FixtureRequest) -> Iterator[str]:
-    active = _C.build_info()["simd_active"]
-    try:
-        _C.set_simd_level(request.param)
-    except ValueError as error:
-        pytest.skip(str(error))
-    yield request.param
-    _C.set_simd_level(active)
 
 
 def family(m: int, n: int, batch: int, dtype: torch.dtype) -> tuple[Tensor, ...]:

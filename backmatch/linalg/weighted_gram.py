@@ -15,7 +15,8 @@ from ._library import DTYPE_NAMES, define, in_chunks, native, not_differentiable
 def weighted_gram(Z: Tensor, w: Tensor, *, damping: float | Tensor = 0.0) -> Tensor:
     """``G_j = Z^T diag(w_j) Z + damping_j I`` for every row w_j of ``w``.
 
-    On the CPU rows with weight 0 are skipped and no (batch, m, n) temporary is formed.
+    Rows with weight 0 do not count, whatever they hold; on the CPU no (batch, m, n) temporary is
+    formed.
 
     Args:
         Z: shape (..., m, n).

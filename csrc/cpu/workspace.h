@@ -6,8 +6,9 @@
 
 namespace backmatch {
 
-// Bytes aligned to a cache line. Allocated before a parallel region, never inside one, so that
-// std::bad_alloc reaches the caller.
+// Bytes aligned to a cache line, whatever they hold. Allocated before a parallel region, never
+// inside one, so that std::bad_alloc reaches the caller. Up to 32 MiB stay with the calling thread
+// for its next call.
 class Workspace {
  public:
   explicit Workspace(int64_t bytes);
@@ -22,6 +23,7 @@ class Workspace {
 
  private:
   unsigned char* start_;
+  int64_t bytes_;
 };
 
 // `bytes` rounded up to whole cache lines.
