@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from backmatch.linalg import _fused_cg, _ridge_choice, spd
+
 ROOT = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -46,3 +48,25 @@ def test_links_exist(path: Path) -> None:
             assert link[1:] in headings, link
         elif "://" not in link:
             assert (path.parent / link.partition("#")[0]).exists(), link
+
+
+def test_quoted_constants() -> None:
+    """A number with a constant's name behind it, as in "512 (`KERNEL_SIDE`)", is its value."""
+    quoted = re.findall(
+        r"(\d[\d.e-]*)\s+\(`(\w+)`\)", (ROOT / "docs" / "performance.md").read_text()
+    )
+    assert len(quoted) >= 8  # guards the pattern
+    kernels = "".join(path.read_text() for path in sorted((ROOT / "csrc" / "cpu").iterdir()))
+    for value, name in quoted:
+        found = [getattr(m, name) for m in (spd, _fused_cg, _ridge_choice) if hasattr(m, name)]
+        found += re.findall(rf"constexpr \w+ {name} = (\S+);", kernels)
+        assert [float(each) for each in found] == [float(value)], name
+
+
+@pytest.mark.parametrize("name", ["digits", "vision", "kernels", "step", "scaling"])
+def test_readme_has_markers(name: str) -> None:
+    """The benchmarks put their tables between them."""
+    text = (ROOT / "README.md").read_text()
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    assert text.count(begin) == text.count(end) == 1
+    assert text.index(begin) < text.index(end)
