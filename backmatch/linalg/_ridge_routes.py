@@ -37,20 +37,27 @@ def dual(Z: Tensor, R: Tensor, slopes: Tensor, damping: Tensor) -> tuple[Tensor,
     if Z.is_cuda:
         x, info = solve_family(Z @ Z.mT, slopes, R, damping)
         return x @ Z, info
-    return _solved(native().ridge_dual, Z, R, slopes, damping)
+    return _solved(native().ridge_dual, Z, R, slopes, damping, rows=1)
 
 
 def complement(Z: Tensor, R: Tensor, slopes: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]:
     """:func:`dual` for slopes that are mostly 0 or 1 and ``damping: ()``; float32 on the CPU."""
-    return _solved(native().ridge_complement, Z, R, slopes, damping)
+    return _solved(native().ridge_complement, Z, R, slopes, damping, rows=9)
 
 
 def _solved(
-    kernel: Any, Z: Tensor, R: Tensor, slopes: Tensor, damping: Tensor
+    kernel: Any, Z: Tensor, R: Tensor, slopes: Tensor, damping: Tensor, rows: int
 ) -> tuple[Tensor, Tensor]:
+    """``rows``: arrays like R that the kernel takes as scratch."""
     d = torch.empty(R.shape[0], Z.shape[1], dtype=R.dtype)
     info = torch.empty(R.shape[0], dtype=torch.int32)
-    call_family(kernel, Z, slopes, R, damping, d.data_ptr(), info.data_ptr())
+
+    def work(part: slice) -> None:
+        shift = damping[part] if damping.dim() else damping
+        tail = (d[part].data_ptr(), info[part].data_ptr())
+        call_family(kernel, Z, slopes[part], R[part], shift, *tail)
+
+    in_chunks(R.shape[0], rows * R.shape[1] * R.element_size(), work)
     return d, info
 
 
