@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from . import checks
@@ -174,7 +175,7 @@ class BackMatching:
         after = Snapshot(self.blocks.values(), x.device)
         displacements = [r]
         steps: list[BlockStep] = []
-        with full_precision():
+        with full_precision(), torch.no_grad():
             for b in reversed(range(len(blocks))):
                 # Taken off the list: what a block holds is free again before the next one solves.
                 step = solve_block(

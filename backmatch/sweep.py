@@ -6,6 +6,7 @@ the plain loop between them, and what it reports.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -189,8 +190,9 @@ class _Walk:
                 self.options.newton_steps,
             )
         step = start_at.weight_step(solution.step)
-        for name, part in step.items():
-            checks.finite(f"weight step of {name!r}", part, block=self.block.name)
+        if not math.isfinite(solution.step.sum().item()):
+            for name, part in step.items():
+                checks.finite(f"weight step of {name!r}", part, block=self.block.name)
         self.weight = {k: self.weight[k] + d if self.weight else d for k, d in step.items()}
         return solution.record
 

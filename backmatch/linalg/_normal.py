@@ -11,7 +11,6 @@ from ._library import DTYPE_NAMES, native
 from ._ridge_routes import call_family
 
 
-@torch.no_grad()
 def ridge_error(
     Z: Tensor, R: Tensor, slopes: Tensor | None, damping: Tensor, d: Tensor, group: int = 1
 ) -> float:
@@ -47,7 +46,6 @@ def _squared_norm(rows: Tensor) -> Tensor:
     return norm.square()
 
 
-@torch.no_grad()
 def ridge_normal(Z: Tensor, w: Tensor, step: Tensor) -> Tensor:
     """``Z^T (w_j * Z p)`` of every system, on the CPU.
 

@@ -51,12 +51,12 @@ def choose(Z: Tensor, slopes: Tensor, damping: Tensor) -> Route:
     if common and binary:
         products = PRODUCT * 2 * slopes.shape[0] * m * m
         other = smaller + products + INVERSE * 2.5 * m**3 + common_gram
-        if other < cost and _conditioned(Z, damping):
+        if other < cost and _square(Z) <= COMPLEMENT_CONDITION * float(damping):
             route, cost = complement, other
     if m <= n or most <= n:
         return route
     direct = active * n * n / 2 + slopes.shape[0] * (n**3 / 6 + n * n)
-    if cost > direct or not _accurate(Z, slopes, damping):
+    if cost > direct or not _accurate(Z, slopes, damping, binary):
         return primal
     return route
 
@@ -76,10 +76,13 @@ def _counts(slopes: Tensor) -> tuple[float, float, float, int, bool]:
     return float(active.sum()), dual_cost, complement_cost, int(active.max()), binary
 
 
-def _conditioned(Z: Tensor, damping: Tensor) -> bool:
-    return float(torch.linalg.vector_norm(Z)) ** 2 <= COMPLEMENT_CONDITION * float(damping)
+def _square(Z: Tensor) -> float:
+    return float(torch.linalg.vector_norm(Z)) ** 2
 
 
-def _accurate(Z: Tensor, slopes: Tensor, damping: Tensor) -> bool:
+def _accurate(Z: Tensor, slopes: Tensor, damping: Tensor, binary: bool) -> bool:
+    floor = DUAL_FLOOR / Z.shape[1]
+    if binary and damping.dim() == 0 and float(damping) >= floor * _square(Z):
+        return True  # no trace is above |Z|^2
     trace = slopes.square() @ torch.linalg.vecdot(Z, Z)
-    return bool((damping >= DUAL_FLOOR / Z.shape[1] * trace).all())
+    return bool((damping >= floor * trace).all())

@@ -156,7 +156,6 @@ def _solve(Z: Tensor, systems: Systems, rcond: float | None, group: int) -> Solv
     return *damped(Z, R, slopes, damping), None
 
 
-@torch.no_grad()
 def damped(
     Z: Tensor, R: Tensor, slopes: Tensor | None, damping: float | Tensor
 ) -> tuple[Tensor, Tensor]:

@@ -116,7 +116,6 @@ def _solve(
     return _checked(K, D, R, damping, X, info, check)
 
 
-@torch.no_grad()
 def solve_family(K: Tensor, D: Tensor, R: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]:
     """:func:`scaled_gram_solve_ex` past the checks and the dispatcher, for arguments that fit.
 

@@ -103,7 +103,6 @@ def _solve(A: Tensor, B: Tensor, damping: Tensor, check: bool = False) -> tuple[
     return _checked(A, B, damping, X, info, check)
 
 
-@torch.no_grad()
 def solve_systems(A: Tensor, B: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]:
     """:func:`spd_solve_ex` past the checks and the dispatcher, for arguments that fit.
 
@@ -124,7 +123,6 @@ def _run_shared(A: Tensor, B: Tensor, damping: Tensor, X: Tensor, info: Tensor) 
     info.copy_(status.expand(batch))
 
 
-@torch.no_grad()
 def solve_shared(A: Tensor, B: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]:
     """One matrix, many right-hand sides: ``A: (n, n), B: (n, k), damping: ()``; nothing empty.
 

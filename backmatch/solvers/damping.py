@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -55,11 +56,13 @@ class Resolved:
             group.
         systems: number of systems.
         trace: ``"exact"``, ``"estimated"``, or ``None`` when no trace was needed.
+        has_zero: whether a tensor of values may hold 0.
     """
 
     values: float | Tensor
     systems: int
     trace: str | None = None
+    has_zero: bool = False
 
     @property
     def is_zero(self) -> bool:
@@ -75,7 +78,7 @@ class Resolved:
         if not isinstance(self.values, Tensor):
             return self.values / scale
         # Trace 0 means J = 0, so the right-hand side is 0 too: any positive damping gives d = 0.
-        values = self.values.masked_fill(self.values == 0, 1)
+        values = self.values.masked_fill(self.values == 0, 1) if self.has_zero else self.values
         if scale != 1:
             values = values / scale
         if len(values) == self.systems:
@@ -97,7 +100,10 @@ def resolve(damping: Damping, problem: LeastSquares) -> Resolved:
     if damping.factor == 0.0:
         return Resolved(0.0, problem.systems)
     traces, exact = problem.traces()
-    checks.finite("trace of the local Hessian", traces)
     size = problem.damping_group * problem.unknowns
     values = traces * (damping.factor * problem.scale / max(size, 1))
-    return Resolved(values, problem.systems, "exact" if exact else "estimated")
+    low, high = (v.item() for v in values.aminmax()) if values.numel() else (1.0, 1.0)
+    if not 0 < low <= high < math.inf:
+        checks.finite("trace of the local Hessian", traces)
+    how = "exact" if exact else "estimated"
+    return Resolved(values, problem.systems, how, has_zero=low == 0)
