@@ -33,6 +33,19 @@ void ridge_complement(const std::string& dtype, int64_t batch, int64_t m, int64_
                                    at<int32_t>(info)});
 }
 
+// D is not read: the arguments are those of the whole family.
+void ridge_shared(const std::string& dtype, int64_t batch, int64_t m, int64_t n, Address Z,
+                  int64_t z_row, int64_t z_col, Address, int64_t, int64_t, Address R,
+                  int64_t r_batch, int64_t r_col, Address damping, int64_t, Address d,
+                  Address info) {
+  check_sizes("ridge_shared", {batch, m, n});
+  with_dtype(dtype, [&](auto zero) {
+    using T = decltype(zero);
+    kernels<T>().ridge_shared({batch, m, n, at<const T>(Z), z_row, z_col, at<const T>(R), r_batch,
+                               r_col, at<const T>(damping), at<T>(d), at<int32_t>(info)});
+  });
+}
+
 pybind11::tuple ridge_counts(const std::string& dtype, int64_t batch, int64_t m, Address D,
                              int64_t d_batch, int64_t d_col) {
   check_sizes("ridge_counts", {batch, m});
@@ -134,6 +147,9 @@ void bind_family(pybind11::module_& m) {
         "damping"_a, "damping_stride"_a, "d"_a, "info"_a);
   m.def("ridge_complement", ridge_complement, released(), "dtype"_a, "batch"_a, "m"_a, "n"_a,
         "Z"_a, "z_row"_a, "z_col"_a, "D"_a, "d_batch"_a, "d_col"_a, "R"_a, "r_batch"_a, "r_col"_a,
+        "damping"_a, "damping_stride"_a, "d"_a, "info"_a);
+  m.def("ridge_shared", ridge_shared, released(), "dtype"_a, "batch"_a, "m"_a, "n"_a, "Z"_a,
+        "z_row"_a, "z_col"_a, "D"_a, "d_batch"_a, "d_col"_a, "R"_a, "r_batch"_a, "r_col"_a,
         "damping"_a, "damping_stride"_a, "d"_a, "info"_a);
   m.def("ridge_error", ridge_error, released(), "dtype"_a, "batch"_a, "m"_a, "n"_a,
         "Z"_a, "z_row"_a, "z_col"_a, "D"_a, "d_batch"_a, "d_col"_a, "R"_a, "r_batch"_a, "r_col"_a,

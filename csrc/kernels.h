@@ -82,6 +82,19 @@ struct RidgeDualArgs {
 // ridge_complement: the same for one damping (damping_stride is not read), float32, and 0/1 slopes
 // most of which are 1 in many systems; other systems are solved as by ridge_dual.
 
+// The minimisers of |Z d - R_j|^2 / 2 + damping |d|^2 / 2, one factorisation for all. info: (batch,).
+template <class T>
+struct RidgeSharedArgs {
+  int64_t batch, m, n;
+  const T* Z;
+  int64_t z_row, z_col;
+  const T* R;
+  int64_t r_batch, r_col;
+  const T* damping;
+  T* d;
+  int32_t* info;
+};
+
 // Rows of slopes D (batch, m), summed over the batch: active = rows with slope not 0, the
 // multiply-adds of the solves in dual form and by the complement, the most active rows of a system,
 // and whether all slopes are 0 or 1.

@@ -46,8 +46,9 @@ class LinearLinearisation(Linearisation):
         rows = displacement.reshape(self.pre_activation.shape)
         return ScaledGram(
             self._augmented(),
-            None if self.slopes is None else self.slopes.t(),
-            rows.t(),
+            # Contiguous: every pass over them reads a system's row.
+            None if self.slopes is None else self.slopes.t().contiguous(),
+            rows.t().contiguous(),
             1.0 / self.samples,
             "unit",
             damping_group=rows.shape[1],

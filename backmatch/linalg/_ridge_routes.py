@@ -19,13 +19,15 @@ from torch import Tensor
 
 from ._library import DTYPE_NAMES, in_chunks, native
 from .scaled_gram import solve_family
-from .spd import solve_shared, solve_systems
+from .spd import KERNEL_SIDE, solve_shared, solve_systems
 from .weighted_gram import weighted_gram_unchecked
 
 
 def shared(Z: Tensor, R: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]:
     """Many right-hand sides, one damping: ``Z: (m, n), R: (batch, m)``."""
     m, n = Z.shape
+    if not Z.is_cuda and min(m, n) <= KERNEL_SIDE:
+        return _solved(native().ridge_shared, Z, R, None, damping, rows=2)
     wide = n > m
     A = Z @ Z.mT if wide else Z.mT @ Z
     solution, info = solve_shared(A, R.mT if wide else (R @ Z).mT, damping)
@@ -46,7 +48,7 @@ def complement(Z: Tensor, R: Tensor, slopes: Tensor, damping: Tensor) -> tuple[T
 
 
 def _solved(
-    kernel: Any, Z: Tensor, R: Tensor, slopes: Tensor, damping: Tensor, rows: int
+    kernel: Any, Z: Tensor, R: Tensor, slopes: Tensor | None, damping: Tensor, rows: int
 ) -> tuple[Tensor, Tensor]:
     """``rows``: arrays like R that the kernel takes as scratch."""
     d = torch.empty(R.shape[0], Z.shape[1], dtype=R.dtype)
@@ -55,7 +57,8 @@ def _solved(
     def work(part: slice) -> None:
         shift = damping[part] if damping.dim() else damping
         tail = (d[part].data_ptr(), info[part].data_ptr())
-        call_family(kernel, Z, slopes[part], R[part], shift, *tail)
+        weights = None if slopes is None else slopes[part]
+        call_family(kernel, Z, weights, R[part], shift, *tail)
 
     in_chunks(R.shape[0], rows * R.shape[1] * R.element_size(), work)
     return d, info

@@ -12,6 +12,7 @@ struct Kernels {
   void (*weighted_gram)(const WeightedGramArgs<T>&);
   void (*cg)(const CgArgs<T>&);
   void (*ridge_dual)(const RidgeDualArgs<T>&);
+  void (*ridge_shared)(const RidgeSharedArgs<T>&);
   void (*ridge_error)(const RidgeErrorArgs<T>&);
   void (*ridge_normal)(const RidgeNormalArgs<T>&);
   void (*scaled_gram_product)(const ScaledGramProductArgs<T>&);

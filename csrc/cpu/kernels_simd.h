@@ -17,6 +17,8 @@ template <class T>
 void cg(const CgArgs<T>& args);
 template <class T>
 void ridge_dual(const RidgeDualArgs<T>& args);
+template <class T>
+void ridge_shared(const RidgeSharedArgs<T>& args);
 void ridge_complement(const RidgeDualArgs<float>& args);
 template <class T>
 void ridge_error(const RidgeErrorArgs<T>& args);

@@ -10,7 +10,7 @@ namespace {
 template <class T>
 constexpr Kernels<T> table() {
   return {spd_solve<T>,   scaled_gram_solve<T>, weighted_gram<T>,       cg<T>,      ridge_dual<T>,
-          ridge_error<T>, ridge_normal<T>,      scaled_gram_product<T>, cg_step<T>, cg_direction<T>,
+          ridge_shared<T>, ridge_error<T>, ridge_normal<T>,      scaled_gram_product<T>, cg_step<T>, cg_direction<T>,
           ridge_counts<T>, fma_rate<T>};
 }
 
