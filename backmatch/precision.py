@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import torch
 
@@ -35,8 +36,13 @@ def full_precision() -> Iterator[None]:
             setattr(owner, name, value)
 
 
-def _settings() -> Iterator[tuple[object, str, object]]:
+@cache
+def _settings() -> tuple[tuple[object, str, object], ...]:
     """What to set: owner, attribute and value."""
+    return tuple(_find_settings())
+
+
+def _find_settings() -> Iterator[tuple[object, str, object]]:
     if hasattr(torch.backends.cudnn, "conv"):
         for path in _PRECISIONS:
             owner = _owner(path)

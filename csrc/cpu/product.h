@@ -25,6 +25,25 @@ BACKMATCH_INLINE int64_t product_elements(int64_t depth, int64_t columns) {
   return product_panels<T>(columns) * depth * kProductColumns<T>;
 }
 
+// panel[q * kProductColumns + c] = from[q + c * column] for whole squares of lanes, transposed in
+// registers; returns the depth up to which that went.
+template <class T>
+int64_t pack_transposed(const T* from, int64_t column, int64_t depth, int64_t count, T* panel) {
+  constexpr int kWidth = kLanes<T>;
+  const int64_t whole = depth / kWidth * kWidth;
+  for (int64_t c = 0; c < count; c += kWidth)
+    for (int64_t q = 0; q < whole; q += kWidth) {
+      Vec<T> square[kWidth];
+#pragma GCC unroll 16
+      for (int l = 0; l < kWidth; ++l) square[l] = load(from + q + (c + l) * column);
+      transpose<T>(square);
+#pragma GCC unroll 16
+      for (int l = 0; l < kWidth; ++l)
+        store(panel + (q + l) * kProductColumns<T> + c, square[l]);
+    }
+  return whole;
+}
+
 // Panel `index` of B. Runs along B's contiguous direction, whichever it is.
 template <class T>
 void pack_product(const T* B, int64_t row, int64_t column, int64_t depth, int64_t columns,
@@ -45,8 +64,10 @@ void pack_product(const T* B, int64_t row, int64_t column, int64_t depth, int64_
     for (int64_t q = 0; q < depth; ++q)
       for (int64_t c = 0; c < count; ++c) panel[q * kWide + c] = from[q * row + c];
   } else {
+    const bool squares = row == 1 && count % kLanes<T> == 0;
+    const int64_t done = squares ? pack_transposed(from, column, depth, count, panel) : 0;
     for (int64_t c = 0; c < count; ++c)
-      for (int64_t q = 0; q < depth; ++q) panel[q * kWide + c] = from[q * row + c * column];
+      for (int64_t q = done; q < depth; ++q) panel[q * kWide + c] = from[q * row + c * column];
   }
 }
 
