@@ -13,7 +13,7 @@ from backmatch.linalg._library import native
 from backmatch.linalg._normal import _composed
 from backmatch.linalg._normal import ridge_error as worst_residual
 from backmatch.linalg._ridge_choice import _counts, choose
-from backmatch.linalg._ridge_routes import call_family, complement, dual, primal
+from backmatch.linalg._ridge_routes import call_family, complement, dual, primal, shared
 
 # (m, n, batch): panels and row tiles cut everywhere, none cut, more tasks than threads.
 SHAPES = [
@@ -238,3 +238,42 @@ def test_each_route_is_chosen_where_it_is_cheapest() -> None:
     assert choose(Z, mostly * 0.5, large) is dual
     assert choose(Z[:, :8], half, large) is primal
     assert choose(Z[:3], mostly[:, :3].float(), large) is dual
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+@pytest.mark.parametrize(("m", "n", "batch"), SHAPES)
+def test_ridge_shared_minimises(level: str, m: int, n: int, batch: int, dtype: torch.dtype) -> None:
+    Z, R, _, _ = family(m, n, batch, dtype)
+    damping = torch.tensor(0.5, dtype=dtype)
+    d, info = shared(Z, R, damping)
+    assert info.tolist() == [0] * batch
+    want = least_squares(Z, R, torch.ones_like(R), damping.expand(batch))
+    error = torch.linalg.vector_norm(d - want, dim=-1)
+    size = torch.linalg.vector_norm(want, dim=-1)
+    assert (error <= tolerance(dtype, m, n) * size).all()
+    again, _ = shared(Z.t().contiguous().t(), R.t().contiguous().t(), damping)
+    assert torch.equal(again, d)
+
+
+@pytest.mark.parametrize(("m", "n"), [(40, 90), (90, 40)])
+def test_ridge_shared_bits_and_failures(level: str, m: int, n: int) -> None:
+    Z, R, _, _ = family(m, n, 35, torch.float32)
+    damping = torch.tensor(0.5)
+    d, _ = shared(Z, R, damping)
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            for part in (slice(0, 1), slice(1, 35)):
+                assert torch.equal(shared(Z, R[part], damping)[0], d[part])
+    finally:
+        torch.set_num_threads(threads)
+    R[3, 1] = torch.nan
+    spoiled, info = shared(Z, R, damping)
+    assert info.tolist() == [0] * 35
+    assert spoiled[3].isnan().all()
+    assert torch.equal(spoiled[4:], d[4:])
+    Z[5, 5] = torch.nan
+    spoiled, info = shared(Z, R, damping)
+    assert (info > 0).all()
+    assert spoiled.isnan().all()
