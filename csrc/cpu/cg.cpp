@@ -40,10 +40,31 @@ T dot(const T* a, const T* b, int64_t n) {
   return total;
 }
 
-// out = (A + damping I) v
+// out = (A + damping I) v. kLanes rows at a time: their partial sums are transposed, so that the
+// sums over lanes are vector additions too.
 template <class T>
 void multiply(const System<T>& s, const T* v, T* out) {
-  for (int64_t i = 0; i < s.n; ++i) out[i] = dot(s.A + i * s.row, v, s.n) + s.damping * v[i];
+  constexpr int kWidth = kLanes<T>;
+  const int64_t whole = s.n / kWidth * kWidth;
+  int64_t i = 0;
+  for (; i < whole; i += kWidth) {
+    const T* rows = s.A + i * s.row;
+    Vec<T> sum[kWidth] = {};
+    for (int64_t c = 0; c < whole; c += kWidth) {
+      const Vec<T> x = load(v + c);
+#pragma GCC unroll 16
+      for (int l = 0; l < kWidth; ++l) sum[l] += load(rows + l * s.row + c) * x;
+    }
+    transpose<T>(sum);
+#pragma GCC unroll 8
+    for (int span = kWidth / 2; span > 0; span /= 2)
+#pragma GCC unroll 8
+      for (int l = 0; l < span; ++l) sum[l] += sum[l + span];
+    store(out + i, sum[0] + load(v + i) * s.damping);
+    for (int64_t c = whole; c < s.n; ++c)
+      for (int l = 0; l < kWidth; ++l) out[i + l] += rows[l * s.row + c] * v[c];
+  }
+  for (; i < s.n; ++i) out[i] = dot(s.A + i * s.row, v, s.n) + s.damping * v[i];
 }
 
 // r = b - (A + damping I) x, returns |r|^2.
@@ -147,8 +168,9 @@ void cg(const CgArgs<T>& a) {
   const double order = static_cast<double>(a.n);
   const int threads =
       threads_for(tasks, 2 * kUsualSteps * order * order * static_cast<double>(tasks));
+  [[maybe_unused]] const int64_t chunk = tasks_at_a_time(tasks, threads);
   const Workspace workspace(bytes * threads);
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1)
+#pragma omp parallel for schedule(dynamic, chunk) num_threads(threads) if (threads > 1)
   for (int64_t task = 0; task < tasks; ++task) {
     const int64_t at = thread_number() * bytes;
     solve_column(a, task / a.k, task % a.k,
