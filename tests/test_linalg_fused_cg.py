@@ -90,6 +90,17 @@ def test_finished_systems_leave_the_products(choice, dtype):
     torch.testing.assert_close(narrowed.x, whole.x, rtol=1e-2, atol=1e-3)
 
 
+@pytest.mark.parametrize("spoil", [lambda v: v.double(), lambda v: v[:, :5], lambda v: v.mT])
+@pytest.mark.parametrize("who", ["operator A", "preconditioner"])
+def test_a_callable_that_returns_another_kind_of_tensor_is_refused(who, spoil):
+    """The native step writes through addresses: nothing may reach it unchecked."""
+    B = lc.normal(40, 64, 1, dtype=torch.float32)
+    apply = (lambda P: spoil(2 * P)) if who == "operator A" else (lambda P: 2 * P)
+    other = (lambda R: spoil(0.7 * R)) if who == "preconditioner" else None
+    with pytest.raises(TypeError, match=f"the {who} must return shape"):
+        conjugate_gradient(apply, B, rtol=1e-3, max_steps=9, preconditioner=other)
+
+
 @dtypes
 def test_exact_step_counts_survive_the_narrowing(dtype):
     A, B = systems(30, 40, dtype)

@@ -157,6 +157,28 @@ def test_operators_are_seen_by_transforms_and_modes():
         torch.func.grad(lambda B: linalg.spd_solve(A, B).sum())(B)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_a_traced_function_keeps_the_operator():
+    A, B = lc.spd(3), lc.normal(3, 1, seed=1)
+    damping = torch.tensor(0.5).double()
+    traced = torch.jit.trace(
+        lambda A, B: linalg.spd_solve(A, B, damping=damping), (A, B), check_trace=False
+    )
+    torch.testing.assert_close(traced(A, 3 * B), 3 * linalg.spd_solve(A, B, damping=0.5))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_forward_mode_is_refused_not_dropped():
+    A, B = lc.spd(3), lc.normal(3, 1, seed=1)
+    with pytest.raises(NotImplementedError, match="forward-mode"):
+        torch.func.jvp(lambda A: linalg.spd_solve(A, B), (A,), (torch.ones_like(A),))
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(B, torch.ones_like(B))
+        with pytest.raises(NotImplementedError, match="forward-mode"):
+            linalg.spd_solve(A, dual)
+        assert torch.equal(linalg.spd_solve(A, B), linalg.spd_solve(A, B))
+
+
 @pytest.mark.parametrize("n", [1, 5, 33, 64, 130])
 def test_spd_solve_reads_the_lower_triangle_only_and_writes_nothing(n):
     A, B = lc.spd(4, n), lc.normal(4, n, 2, seed=1)

@@ -185,6 +185,18 @@ def test_complement_leaves_other_slopes_and_bad_systems_to_the_dual(level: str) 
     torch.testing.assert_close(d[good], plain[good], rtol=close, atol=close)
 
 
+@pytest.mark.parametrize("route", [dual, complement, primal])
+def test_rows_that_are_off_count_for_nothing(level: str, route) -> None:
+    Z, R, _, _ = family(40, 21, 12, torch.float32)
+    slopes, damping = on_and_off(12, 40, 0.8), torch.tensor(0.5)
+    d, _ = route(Z, R, slopes, damping)
+    holes = R.masked_fill(slopes == 0, torch.nan)
+    spoiled, info = route(Z, holes, slopes, damping)
+    assert info.tolist() == [0] * 12
+    torch.testing.assert_close(spoiled, d)
+    assert worst_residual(Z, holes, slopes, damping, d) < 1e-4
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 def test_complement_bits_ignore_batch_and_threads(level: str, threads: int) -> None:
     Z, R, _, _ = family(130, 70, 40, torch.float32)

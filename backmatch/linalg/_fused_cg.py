@@ -67,16 +67,26 @@ class FusedRun:
     def _preconditioned(self) -> Tensor:
         if self.preconditioner is None:
             return self.R
-        return self.preconditioner(self.R.view(self.shape)).reshape(self.R.shape).contiguous()
+        return self._rows("preconditioner", self.preconditioner(self.R.view(self.shape)))
 
     def _step(self) -> int:
-        Q = self.apply(self.P.view(self.shape)).reshape(self.P.shape).contiguous()
+        Q = self._rows("operator A", self.apply(self.P.view(self.shape)))
         left: int = native().cg_step(
             *(DTYPE_NAMES[Q.dtype], *Q.shape, self.max_steps, self.preconditioner is not None),
             *(value.data_ptr() for value in (self.P, Q, self.X, self.R, self.rho, self.target)),
             *(value.data_ptr() for value in (self.running, self.alive, self.steps)),
         )
         return left
+
+    def _rows(self, name: str, value: Tensor) -> Tensor:
+        """What a callable returned, as rows; the kernels take its address on trust."""
+        if (value.shape, value.dtype, value.device) != (self.shape, self.P.dtype, self.P.device):
+            raise TypeError(
+                f"the {name} must return shape {tuple(self.shape)} and {self.P.dtype} on "
+                f"{self.P.device}, as it was given, got {tuple(value.shape)} and {value.dtype} on "
+                f"{value.device}"
+            )
+        return value.reshape(self.P.shape).contiguous()
 
     def _turn(self, Z: Tensor) -> None:
         rows = (self.R, Z, self.P, self.rho, self.running)

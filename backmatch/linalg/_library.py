@@ -97,7 +97,19 @@ def unobserved(*tensors: Tensor) -> bool:
         and not (torch.is_grad_enabled() and any(value.requires_grad for value in tensors))
         and torch._C._len_torch_dispatch_stack() == 0
         and torch._C._functorch.peek_interpreter_stack() is None
+        and torch._C._get_tracing_state() is None
     )
+
+
+def refuse_forward_mode(*tensors: Tensor) -> None:
+    """Torch drops the tangent at an operator that has no rule for it, and says nothing."""
+    forward: Any = torch.autograd.forward_ad  # untyped in torch
+    if forward._current_level < 0:
+        return
+    if any(forward.unpack_dual(value).tangent is not None for value in tensors):
+        raise NotImplementedError(
+            "backmatch.linalg has no forward-mode derivatives: use reverse mode, or detach"
+        )
 
 
 def not_differentiable(name: str) -> Callable[..., Any]:

@@ -81,7 +81,8 @@ def primal(Z: Tensor, R: Tensor, slopes: Tensor, damping: Tensor) -> tuple[Tenso
     """Same arguments; the Gram matrices are formed chunk by chunk within the memory budget."""
     batch, n = R.shape[0], Z.shape[1]
     w = slopes.square()
-    B = ((slopes * R) @ Z).unsqueeze(-1)
+    # A row that is off counts for nothing, whatever R holds there: as in the other routes.
+    B = ((slopes * R).masked_fill(slopes == 0, 0) @ Z).unsqueeze(-1)
     d, info = torch.empty_like(B), B.new_empty(batch, dtype=torch.int32)
 
     def work(part: slice) -> None:

@@ -110,8 +110,10 @@ def ridge_ex(
             damping 0, and one damping (the samples of one sequence, say); it divides the batch.
 
     Returns:
-        d of shape (..., batch, n); ``info`` of shape (..., batch), int32, 0 where solved, with d
-        all NaN elsewhere; the numerical rank, int64, of the same shape, if every damping is 0.
+        d of shape (..., batch, n); ``info`` of shape (..., batch), int32, 0 where the matrix was
+        factored, with d all NaN elsewhere (NaN or Inf
+        in an active row of R shows in d alone); the numerical rank, int64, of the same shape, if
+        every damping is 0.
     """
     lead = _lead(Z, R, slopes, damping)
     systems = Systems(

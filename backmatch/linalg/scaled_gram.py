@@ -18,6 +18,7 @@ from ._library import (
     native,
     native_cuda,
     not_differentiable,
+    refuse_forward_mode,
     unobserved,
 )
 from .min_norm import pinv_solve
@@ -86,6 +87,7 @@ def scaled_gram_solve_ex(
 
 
 def _entry(K: Tensor, D: Tensor, R: Tensor, damping: Tensor, check: bool) -> tuple[Tensor, Tensor]:
+    refuse_forward_mode(K, D, R, damping)
     X, info = (_solve if unobserved(K, D, R, damping) else _op)(K, D, R, damping, check)
     return X, info
 

@@ -11,7 +11,15 @@ from torch import Size, Tensor
 from .. import checks
 from ._failures import raise_failures
 from ._layout import broadcast, damping_tensor, flat, require_damping
-from ._library import DTYPE_NAMES, define, launch, native, native_cuda, unobserved
+from ._library import (
+    DTYPE_NAMES,
+    define,
+    launch,
+    native,
+    native_cuda,
+    refuse_forward_mode,
+    unobserved,
+)
 
 #: Order up to which one matrix with many right-hand sides goes to the kernel. Measured on two
 #: cores, 10 to 10,000 right-hand sides: the kernel's one thread is 2 to 6 times ahead up to here.
@@ -74,6 +82,7 @@ def spd_solve_ex(A: Tensor, B: Tensor, *, damping: float | Tensor = 0.0) -> tupl
 
 
 def _entry(A: Tensor, B: Tensor, damping: Tensor, check: bool) -> tuple[Tensor, Tensor]:
+    refuse_forward_mode(A, B, damping)
     X, info = (_solve if unobserved(A, B, damping) else _op)(A, B, damping, check)
     return X, info
 

@@ -9,7 +9,15 @@ from torch import Size, Tensor
 from .. import checks
 from ._failures import raise_failures
 from ._layout import damping_tensor, families, family_lead, require_damping
-from ._library import DTYPE_NAMES, define, in_chunks, native, not_differentiable, unobserved
+from ._library import (
+    DTYPE_NAMES,
+    define,
+    in_chunks,
+    native,
+    not_differentiable,
+    refuse_forward_mode,
+    unobserved,
+)
 
 
 def weighted_gram(Z: Tensor, w: Tensor, *, damping: float | Tensor = 0.0) -> Tensor:
@@ -50,6 +58,7 @@ def weighted_gram_unchecked(Z: Tensor, w: Tensor) -> Tensor:
 
 
 def _entry(Z: Tensor, w: Tensor, damping: Tensor, check: bool) -> Tensor:
+    refuse_forward_mode(Z, w, damping)
     if not unobserved(Z, w, damping):
         G: Tensor = _op(Z, w, damping, check)
         return G

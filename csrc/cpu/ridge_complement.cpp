@@ -97,7 +97,7 @@ void solve_complement(const float* inverse, const float* packed, int64_t m, Grou
   float* applied = scratch + g.count * m;  // A^-1 r
   for (int64_t e = 0; e < g.count * m; ++e) {
     off[e] = 1 - g.D[e];
-    g.R[e] = g.D[e] * g.R[e];
+    if (g.D[e] == 0) g.R[e] = 0;  // whatever it holds
   }
   multiply_rows(g.R, m, g.count, m, packed, m, applied);
   scaled_gram_solve<float>({g.count, m, inverse, m, 1, off, m, 1, applied, m, 1, &kNone, 0, g.X,

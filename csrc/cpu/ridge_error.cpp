@@ -52,7 +52,8 @@ void weigh_rows(const RidgeErrorArgs<T>& a, int64_t first, int64_t count, Scratc
     }
     const T* D = a.D + (first + j) * a.d_batch;
     for (int64_t i = 0; i < a.m; ++i) {
-      const T slope = D[i * a.d_col], r = R[i * a.r_col];
+      const T slope = D[i * a.d_col];
+      const T r = slope == T(0) ? T(0) : R[i * a.r_col];  // a row that is off counts for nothing
       wanted[i] = slope * r;
       missing[i] = slope * (r - slope * missing[i]);
     }
