@@ -36,6 +36,19 @@ double sum_of_squares(const T* v, int64_t n) {
   return total;
 }
 
+// missing (on entry Z d) = D (R - D missing) and wanted = D R of one system. A row that is off counts
+// for nothing, whatever R holds there.
+template <class T>
+BACKMATCH_INLINE void weigh(int64_t m, const T* D, int64_t d_col, const T* R, int64_t r_col,
+                            T* missing, T* wanted) {
+  for (int64_t i = 0; i < m; ++i) {
+    const T slope = D[i * d_col], held = R[i * r_col];
+    const T r = slope == T(0) ? T(0) : held;
+    wanted[i] = slope * r;
+    missing[i] = slope * (r - slope * missing[i]);
+  }
+}
+
 // On entry s.rows holds Z d of the systems, m entries each.
 template <class T>
 void weigh_rows(const RidgeErrorArgs<T>& a, int64_t first, int64_t count, Scratch<T> s) {
@@ -43,19 +56,16 @@ void weigh_rows(const RidgeErrorArgs<T>& a, int64_t first, int64_t count, Scratc
     const T* R = a.R + (first + j) * a.r_batch;
     T* missing = s.rows + j * a.m;
     T* wanted = s.rows + (count + j) * a.m;
-    if (a.D == nullptr) {
+    const T* D = a.D == nullptr ? nullptr : a.D + (first + j) * a.d_batch;
+    if (D == nullptr) {
       for (int64_t i = 0; i < a.m; ++i) {
         wanted[i] = R[i * a.r_col];
         missing[i] = wanted[i] - missing[i];
       }
-      continue;
-    }
-    const T* D = a.D + (first + j) * a.d_batch;
-    for (int64_t i = 0; i < a.m; ++i) {
-      const T slope = D[i * a.d_col];
-      const T r = slope == T(0) ? T(0) : R[i * a.r_col];  // a row that is off counts for nothing
-      wanted[i] = slope * r;
-      missing[i] = slope * (r - slope * missing[i]);
+    } else if (a.d_col == 1 && a.r_col == 1) {
+      weigh(a.m, D, 1, R, 1, missing, wanted);
+    } else {
+      weigh(a.m, D, a.d_col, R, a.r_col, missing, wanted);
     }
   }
 }
