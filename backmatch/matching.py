@@ -162,8 +162,8 @@ class BackMatching:
             return self._sweep(x, loss, replayable=True)
 
     def _sweep(self, x: Tensor, loss: Loss, *, replayable: bool) -> Sweep:
-        refuse_shared(self.blocks)
         blocks = [adapt(name, module) for name, module in self.blocks.items()]
+        refuse_shared({block.name: block.parameters for block in blocks})
         sides = [self._sides(block, with_input=b > 0) for b, block in enumerate(blocks)]
         check_parameters(x, blocks)
         with full_precision():

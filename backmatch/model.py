@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -40,15 +40,15 @@ def chain(blocks: nn.Module | Iterable[nn.Module]) -> dict[str, nn.Module]:
         named[name] = unwrapped(block)
         for part in named[name].modules():
             unwrapped(part)
-    refuse_shared(named)
+    refuse_shared({name: dict(block.named_parameters()) for name, block in named.items()})
     return named
 
 
-def refuse_shared(blocks: dict[str, nn.Module]) -> None:
-    """One parameter in two blocks would get two steps."""
+def refuse_shared(blocks: Mapping[str, Mapping[str, nn.Parameter]]) -> None:
+    """One parameter in two blocks would get two steps. Takes the parameters of every block."""
     owner: dict[int, str] = {}
-    for name, block in blocks.items():
-        for key, parameter in block.named_parameters():
+    for name, parameters in blocks.items():
+        for key, parameter in parameters.items():
             first = owner.setdefault(id(parameter), name)
             if first != name:
                 raise ValueError(
@@ -82,6 +82,9 @@ def check_parameters(x: Tensor, blocks: list[Block]) -> None:
     first: tuple[str, Tensor] | None = ("x", x) if x.is_floating_point() else None
     for block in blocks:
         for name, parameter in block.parameters.items():
+            if first is not None and _is_usual(parameter, first[1], x):
+                checks.finite(f"parameter {name!r}", parameter, block=block.name)
+                continue
             label = f"parameter {name!r} of block {block.name!r}"
             if type(parameter) is not nn.Parameter:
                 raise TypeError(f"{label} must be a plain parameter, got {type(parameter)}")
@@ -96,3 +99,16 @@ def check_parameters(x: Tensor, blocks: list[Block]) -> None:
             if parameter.device != x.device:
                 raise ValueError(f"{label} must be on the device of x, got {parameter.device}")
             checks.finite(f"parameter {name!r}", parameter, block=block.name)
+
+
+def _is_usual(parameter: nn.Parameter, first: Tensor, x: Tensor) -> bool:
+    """Nothing to complain of; what there is, the caller finds out."""
+    return (
+        type(parameter) is nn.Parameter
+        and parameter.dtype == first.dtype
+        and parameter.dtype in checks.DTYPES
+        and parameter.device == x.device
+        and parameter.layout == torch.strided
+        and not parameter.is_inference()
+        and (parameter.grad is None or parameter.grad.layout == torch.strided)
+    )

@@ -68,13 +68,15 @@ def apply_diagonal(
     is the diagonal: every activation has torch's own derivative, dropout the mask it drew.
     ``None`` stands for ones. ``z`` is never modified, in-place leaves included.
     """
+    if not leaves:
+        return z.detach(), None
     if with_slopes and len(leaves) == 1 and type(leaves[0]) is nn.ReLU:
         return _relu(z.detach())
     if all(type(leaf) in RESHAPES for leaf in leaves):
         with_slopes = False
     start = z.detach().requires_grad_(with_slopes)
     with torch.set_grad_enabled(with_slopes):
-        out = start.clone() if leaves else start
+        out = start.clone()
         for leaf in leaves:
             # Plain leaves have no hooks; a compiled one is taken uncompiled.
             out = leaf.forward(out)
