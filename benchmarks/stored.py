@@ -18,6 +18,7 @@ from backmatch.training.loop import versions
 
 HERE = Path(__file__).resolve().parent
 RESULTS, README = HERE / "results", HERE.parent / "README.md"
+PERFORMANCE = HERE.parent / "docs" / "performance.md"
 
 Result = dict[str, Any]
 
@@ -30,7 +31,7 @@ def machine() -> dict[str, Any]:
 
 
 def insert(text: str, name: str, document: Path = README) -> None:
-    """Put text between the markers of that name in README.md."""
+    """Put text between the markers of that name in a document."""
     begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
     before, _, rest = document.read_text().partition(begin)
     _, found, after = rest.partition(end)
@@ -44,25 +45,32 @@ def spread(values: list[float]) -> dict[str, Any]:
     return {"mean": statistics.fmean(values), "sd": statistics.stdev(values), "runs": values}
 
 
-def run(name: str, questions: Sequence[str], tables: Callable[[Result], str], about: str) -> None:
+def run(
+    name: str,
+    questions: Sequence[str],
+    tables: Callable[[Result], str],
+    about: str,
+    document: Path = README,
+) -> None:
     """The command line of kernels.py, step.py and scaling.py.
 
     Args:
-        name: stem of the stored file and name of the README's markers.
+        name: stem of the stored file and name of the markers.
         questions: of ``backmatch bench``.
         tables: stored result -> Markdown.
         about: the file's docstring.
+        document: where ``--readme`` puts the tables.
     """
     parser = argparse.ArgumentParser(description=about.split("\n")[0])
     parser.add_argument("--threads", type=int, metavar="N", help="default: torch's number")
     parser.add_argument("--quick", action="store_true", help="a small trial; stores nothing")
     parser.add_argument(
-        "--readme", action="store_true", help="put the stored tables into README.md"
+        "--readme", action="store_true", help=f"put the stored tables into {document.name}"
     )
     arguments = parser.parse_args()
     path = RESULTS / f"{name}.json"
     if arguments.readme:
-        insert(tables(json.loads(path.read_text())), name)
+        insert(tables(json.loads(path.read_text())), name, document)
         return
     result = measure(questions, threads=arguments.threads, quick=arguments.quick)
     if arguments.quick:
