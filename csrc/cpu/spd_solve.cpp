@@ -41,6 +41,20 @@ void solve_lanes_rhs(const SpdSolveArgs<T>& a, int64_t first, int64_t count, int
   }
 }
 
+// Asks for the matrices of the pack after this one. Small systems are worked off faster than the
+// processor's own prefetching sees their rows coming; large ones are not, and would fill the cache.
+template <class T>
+BACKMATCH_INLINE void prefetch_pack(const SpdSolveArgs<T>& a, int64_t first) {
+  constexpr int64_t kMostBytes = 4096, kLine = 64;
+  const int64_t bytes = a.n * a.n * static_cast<int64_t>(sizeof(T));
+  if (bytes > kMostBytes || a.a_col != 1 || a.a_row != a.n) return;
+  for (int64_t system = first; system < first + kLanes<T> && system < a.batch; ++system) {
+    const char* from = reinterpret_cast<const char*>(a.A + system * a.a_batch);
+    for (int64_t at = 0; at < bytes; at += kLine) __builtin_prefetch(from + at);
+    __builtin_prefetch(a.B + system * a.b_batch);
+  }
+}
+
 // Systems first .. first + count, one per lane; spare lanes repeat the first one.
 template <class T>
 void solve_lanes(const SpdSolveArgs<T>& a, int64_t first, int64_t count, Scratch<T> scratch) {
@@ -54,6 +68,7 @@ void solve_lanes(const SpdSolveArgs<T>& a, int64_t first, int64_t count, Scratch
     damping[l] = a.damping[system * a.damping_stride];
   }
   lane_load_matrix<T>(from, a.n, a.a_row, a.a_col, matrix);
+  prefetch_pack(a, first + kWidth);
   lane_damp<T>(matrix, a.n, damping);
   IntVec<T> info;
   lane_factor<T>(matrix, a.n, info);
