@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
@@ -17,10 +18,22 @@ from .record import SolveRecord
 
 @dataclass(frozen=True)
 class Solution:
-    """A step and what it took to get it; ``step`` has shape (systems, n)."""
+    """A step and what it took to get it.
+
+    Attributes:
+        step: shape (systems, n).
+        record: for the report.
+        known_finite: whether the step is known to hold no NaN or Inf.
+    """
 
     step: Tensor
     record: SolveRecord
+    known_finite: bool = False
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether the step holds no NaN or Inf; may say no where it is huge."""
+        return self.known_finite or math.isfinite(self.step.sum().item())
 
 
 class Solver(ABC):
@@ -65,7 +78,9 @@ def solve_directly(
     # H + lambda I = scale (J^T J + lambda/scale I)
     shift = damping.per_system(problem.scale)
     result = problem.direct(shift, rcond)
-    if result.info is not None and bool(result.info.any()):
+    residual = problem.relative_residual(result.step, shift)
+    # A failed system is NaN, and every entry of the step is in the residual.
+    if not math.isfinite(residual) and result.info is not None and bool(result.info.any()):
         # An overflow or an infinite slope is no lack of damping.
         checks.finite("trace of the local Hessian", problem.traces()[0])
         checks.finite("gradient of the local loss", problem.gradient())
@@ -73,6 +88,5 @@ def solve_directly(
         raise NotPositiveDefiniteError(
             "the damped normal matrix", bad.tolist(), result.info[bad].tolist(), problem.systems
         )
-    residual = problem.relative_residual(result.step, shift)
     record = record_for(name, problem, damping, residual=residual, rank=result.rank)
-    return Solution(result.step, record)
+    return Solution(result.step, record, known_finite=math.isfinite(residual))
