@@ -101,11 +101,17 @@ def unobserved(*tensors: Tensor) -> bool:
     )
 
 
+def forward_mode() -> bool:
+    """Whether forward-mode differentiation is on."""
+    level: int = torch.autograd.forward_ad._current_level
+    return level >= 0
+
+
 def refuse_forward_mode(*tensors: Tensor) -> None:
     """Torch drops the tangent at an operator that has no rule for it, and says nothing."""
-    forward: Any = torch.autograd.forward_ad  # untyped in torch
-    if forward._current_level < 0:
+    if not forward_mode():
         return
+    forward: Any = torch.autograd.forward_ad  # untyped in torch
     if any(forward.unpack_dual(value).tangent is not None for value in tensors):
         raise NotImplementedError(
             "backmatch.linalg has no forward-mode derivatives: use reverse mode, or detach"

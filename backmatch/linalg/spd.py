@@ -14,6 +14,7 @@ from ._layout import broadcast, damping_tensor, flat, require_damping
 from ._library import (
     DTYPE_NAMES,
     define,
+    forward_mode,
     launch,
     native,
     native_cuda,
@@ -56,6 +57,9 @@ def spd_solve(A: Tensor, B: Tensor, *, damping: float | Tensor = 0.0) -> Tensor:
         >>> spd_solve(A, torch.tensor([[8.0], [7.0]]), damping=torch.tensor([0.0, 1.0])).shape
         torch.Size([2, 2, 1])
     """
+    if isinstance(damping, float) and 0 <= damping < math.inf and _is_plain_batch(A, B):
+        X, info = solve_systems(A, B, torch.full((), damping, dtype=A.dtype))
+        return _checked(A, B, X, info, True)[0]
     checks.tensor("A", A)
     checks.tensor("B", B)
     return _entry(A, B, damping_tensor(damping, A), True)[0]
@@ -79,6 +83,28 @@ def spd_solve_ex(A: Tensor, B: Tensor, *, damping: float | Tensor = 0.0) -> tupl
     checks.tensor("A", A)
     checks.tensor("B", B)
     return _entry(A, B, damping_tensor(damping, A), False)
+
+
+def _is_plain_batch(A: Tensor, B: Tensor) -> bool:
+    """One batch as the CPU kernel takes it: nothing to refuse, to broadcast or to share.
+
+    One small system costs the kernel less than the checks of the general way cost Python.
+    """
+    return (
+        isinstance(A, Tensor)
+        and isinstance(B, Tensor)
+        and A.dim() == 3 == B.dim()
+        and 0 < A.shape[1] == A.shape[2] == B.shape[1]
+        and 0 < A.shape[0] == B.shape[0]
+        and B.shape[2] > 0
+        and (A.shape[0] == 1 or A.stride(0) != 0)
+        and A.dtype == B.dtype in DTYPE_NAMES
+        and A.is_cpu
+        and B.is_cpu
+        and A.layout == torch.strided == B.layout
+        and unobserved(A, B)
+        and not forward_mode()
+    )
 
 
 def _entry(A: Tensor, B: Tensor, damping: Tensor, check: bool) -> tuple[Tensor, Tensor]:
@@ -109,7 +135,7 @@ def _solve(A: Tensor, B: Tensor, damping: Tensor, check: bool = False) -> tuple[
             _run_shared(*systems, *results)
         else:
             _run(*systems, *results)
-    return _checked(A, B, damping, X, info, check)
+    return _checked(A, B, X, info, check)
 
 
 def solve_systems(A: Tensor, B: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]:
@@ -190,9 +216,7 @@ def _allocate(B: Tensor, lead: Size) -> tuple[Tensor, Tensor]:
     return X, B.new_empty(lead, dtype=torch.int32)
 
 
-def _checked(
-    A: Tensor, B: Tensor, damping: Tensor, X: Tensor, info: Tensor, check: bool
-) -> tuple[Tensor, Tensor]:
+def _checked(A: Tensor, B: Tensor, X: Tensor, info: Tensor, check: bool) -> tuple[Tensor, Tensor]:
     if check:
         raise_failures("A + damping I", X, info, lower={"A": A}, full={"B": B})
     return X, info

@@ -2,6 +2,7 @@
 //
 // A system is declared converged on its recomputed residual only. Where the recurrence claims
 // convergence and the recomputed residual disagrees, the iteration restarts from the latter.
+#include "dot.h"
 #include "kernels_simd.h"
 #include "simd.h"
 #include "workspace.h"
@@ -25,20 +26,6 @@ template <class T>
 struct Scratch {
   T *x, *b, *r, *p, *Ap, *matrix;
 };
-
-template <class T>
-T dot(const T* a, const T* b, int64_t n) {
-  constexpr int kWidth = kLanes<T>;
-  Vec<T> sum[4] = {};
-  int64_t i = 0;
-  for (; i + 4 * kWidth <= n; i += 4 * kWidth)
-#pragma GCC unroll 4
-    for (int u = 0; u < 4; ++u) sum[u] += load(a + i + u * kWidth) * load(b + i + u * kWidth);
-  for (; i + kWidth <= n; i += kWidth) sum[0] += load(a + i) * load(b + i);
-  T total = sum_lanes<T>((sum[0] + sum[1]) + (sum[2] + sum[3]));
-  for (; i < n; ++i) total += a[i] * b[i];
-  return total;
-}
 
 // out = (A + damping I) v. kLanes rows at a time: their partial sums are transposed, so that the
 // sums over lanes are vector additions too.

@@ -2,6 +2,7 @@
 //
 // Every system is a row. Its vectors are read once for p^T q, once for the update of x and r with
 // the new |r|, and once for the next direction; a system that is not running is not touched.
+#include "dot.h"
 #include "kernels_simd.h"
 #include "simd.h"
 #include "workspace.h"
@@ -10,27 +11,6 @@ namespace backmatch {
 namespace BACKMATCH_SIMD_LEVEL {
 
 namespace {
-
-constexpr int kSums = 4;  // independent sums, to hide the latency of an addition
-
-template <class T>
-BACKMATCH_INLINE T total(const Vec<T> (&sum)[kSums]) {
-  return sum_lanes<T>((sum[0] + sum[1]) + (sum[2] + sum[3]));
-}
-
-template <class T>
-T dot(const T* a, const T* b, int64_t n) {
-  constexpr int kWidth = kLanes<T>;
-  Vec<T> sum[kSums] = {};
-  int64_t i = 0;
-  for (; i + kSums * kWidth <= n; i += kSums * kWidth)
-#pragma GCC unroll 4
-    for (int u = 0; u < kSums; ++u) sum[u] += load(a + i + u * kWidth) * load(b + i + u * kWidth);
-  for (; i + kWidth <= n; i += kWidth) sum[0] += load(a + i) * load(b + i);
-  T result = total<T>(sum);
-  for (; i < n; ++i) result += a[i] * b[i];
-  return result;
-}
 
 // x += alpha p, r -= alpha q; returns |r|^2.
 template <class T>
@@ -47,7 +27,7 @@ T advance(T alpha, const T* p, const T* q, T* x, T* r, int64_t n) {
       store(r + at, rest);
       sum[u] += rest * rest;
     }
-  T result = total<T>(sum);
+  T result = total_of<T>(sum);
   for (; i < n; ++i) {
     x[i] += alpha * p[i];
     r[i] -= alpha * q[i];

@@ -3,8 +3,7 @@
 // A few systems at a time go through all three products while they are in cache: no (batch, m)
 // or (batch, n) temporary is written.
 #include "kernels_simd.h"
-#include "product.h"
-#include "workspace.h"
+#include "ridge_products.h"
 
 namespace backmatch {
 namespace BACKMATCH_SIMD_LEVEL {
@@ -98,10 +97,8 @@ void ridge_error(const RidgeErrorArgs<T>& a) {
   const Workspace packs(rows_bytes + product_elements<T>(a.m, a.n) * kSize);
   T* packed_rows = packs.at<T>(0);
   T* packed_columns = packs.at<T>(rows_bytes);
-  for (int64_t p = 0; p < product_panels<T>(a.m); ++p)
-    pack_product(a.Z, a.z_col, a.z_row, a.n, a.m, p, packed_rows);
-  for (int64_t p = 0; p < product_panels<T>(a.n); ++p)
-    pack_product(a.Z, a.z_row, a.z_col, a.m, a.n, p, packed_columns);
+  pack_all(a.Z, a.z_col, a.z_row, a.n, a.m, packed_rows);
+  pack_all(a.Z, a.z_row, a.z_col, a.m, a.n, packed_columns);
   const int64_t tasks = (a.batch + kSystemsAtATime - 1) / kSystemsAtATime;
   const double flops = 6 * static_cast<double>(a.batch) * static_cast<double>(a.m) *
                        static_cast<double>(a.n);

@@ -3,27 +3,16 @@
 //
 // A few systems at a time go through both products while they are in cache; see product.h.
 #include "kernels_simd.h"
-#include "product.h"
-#include "workspace.h"
+#include "ridge_products.h"
 
 namespace backmatch {
 namespace BACKMATCH_SIMD_LEVEL {
 
 namespace {
 
-constexpr int64_t kSystemsAtATime = 32;  // a multiple of kBlockScalars
-
-int64_t tasks_for(int64_t batch) { return (batch + kSystemsAtATime - 1) / kSystemsAtATime; }
-
-int64_t systems_of(int64_t task, int64_t batch) {
-  const int64_t left = batch - task * kSystemsAtATime;
-  return left < kSystemsAtATime ? left : kSystemsAtATime;
-}
-
-template <class T>
-void pack(const T* B, int64_t row, int64_t column, int64_t depth, int64_t columns, T* packed) {
-  for (int64_t p = 0; p < product_panels<T>(columns); ++p)
-    pack_product(B, row, column, depth, columns, p, packed);
+int64_t rows_of(int64_t block, int64_t batch) {
+  const int64_t left = batch - block * kRowsAtATime;
+  return left < kRowsAtATime ? left : kRowsAtATime;
 }
 
 }  // namespace
@@ -34,16 +23,16 @@ void ridge_normal(const RidgeNormalArgs<T>& a) {
   if (a.batch == 0) return;
   const int64_t back_at = cache_lines(product_elements<T>(a.n, a.m) * kSize);
   const Workspace packs(back_at + product_elements<T>(a.m, a.n) * kSize);
-  pack(a.Z, a.z_col, a.z_row, a.n, a.m, packs.at<T>(0));
-  pack(a.Z, a.z_row, a.z_col, a.m, a.n, packs.at<T>(back_at));
-  const int64_t tasks = tasks_for(a.batch);
+  pack_all(a.Z, a.z_col, a.z_row, a.n, a.m, packs.at<T>(0));
+  pack_all(a.Z, a.z_row, a.z_col, a.m, a.n, packs.at<T>(back_at));
+  const int64_t tasks = row_blocks(a.batch);
   const int threads = threads_for(tasks, 4 * static_cast<double>(a.batch) *
                                              static_cast<double>(a.m) * static_cast<double>(a.n));
-  const int64_t bytes = cache_lines(kSystemsAtATime * a.m * kSize);
+  const int64_t bytes = cache_lines(kRowsAtATime * a.m * kSize);
   const Workspace scratch(bytes * threads);
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1)
   for (int64_t task = 0; task < tasks; ++task) {
-    const int64_t first = task * kSystemsAtATime, count = systems_of(task, a.batch);
+    const int64_t first = task * kRowsAtATime, count = rows_of(task, a.batch);
     T* rows = scratch.at<T>(thread_number() * bytes);
     multiply<T>(a.P + first * a.n, a.n, count, a.n, packs.at<T>(0), rows, a.m, a.m);
     for (int64_t j = 0; a.w != nullptr && j < count; ++j)
@@ -58,15 +47,15 @@ void scaled_gram_product(const ScaledGramProductArgs<T>& a) {
   constexpr int64_t kSize = sizeof(T);
   if (a.batch == 0) return;
   const Workspace packs(product_elements<T>(a.n, a.n) * kSize);
-  pack(a.K, a.k_row, a.k_col, a.n, a.n, packs.at<T>(0));
-  const int64_t tasks = tasks_for(a.batch);
+  pack_all(a.K, a.k_row, a.k_col, a.n, a.n, packs.at<T>(0));
+  const int64_t tasks = row_blocks(a.batch);
   const int threads = threads_for(tasks, 2 * static_cast<double>(a.batch) *
                                              static_cast<double>(a.n) * static_cast<double>(a.n));
-  const int64_t bytes = cache_lines(kSystemsAtATime * a.n * kSize);
+  const int64_t bytes = cache_lines(kRowsAtATime * a.n * kSize);
   const Workspace scratch(bytes * threads);
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1)
   for (int64_t task = 0; task < tasks; ++task) {
-    const int64_t first = task * kSystemsAtATime, count = systems_of(task, a.batch);
+    const int64_t first = task * kRowsAtATime, count = rows_of(task, a.batch);
     T* rows = scratch.at<T>(thread_number() * bytes);
     for (int64_t j = 0; j < count; ++j)
       for (int64_t i = 0; i < a.n; ++i)
