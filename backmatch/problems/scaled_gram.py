@@ -52,8 +52,10 @@ class ScaledGram(LeastSquares):
         return out if self.columns is None else out * self.columns
 
     def normal(self, step: Tensor) -> Tensor:
-        if self.columns is not None or step.is_cuda or not step.numel():
+        if self.columns is not None or not step.numel():
             return super().normal(step)
+        if step.is_cuda:
+            return ((step @ self.matrix.t()) * self._weights) @ self.matrix
         return ridge_normal(self.matrix, self._weights, step)
 
     @cached_property
