@@ -161,7 +161,8 @@ def _run_shared(A: Tensor, B: Tensor, damping: Tensor, X: Tensor, info: Tensor) 
 def solve_shared(A: Tensor, B: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]:
     """One matrix, many right-hand sides: ``A: (n, n), B: (n, k), damping: ()``; nothing empty.
 
-    One factorisation: on the CPU the kernel's up to :data:`KERNEL_SIDE`, else the library's. Returns X (n, k) and info (1,).
+    One factorisation: on the CPU the kernel's up to :data:`KERNEL_SIDE`, else the library's.
+    Returns X (n, k) and info (1,).
     """
     if not A.is_cuda and A.shape[0] <= KERNEL_SIDE:
         X, info = solve_systems(A.unsqueeze(0), B.unsqueeze(0), damping)
