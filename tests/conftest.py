@@ -1,4 +1,4 @@
-"""Fixtures of the tests that call the native CPU kernels."""
+"""Fixtures of the tests that call the native CPU kernels or time them."""
 
 from __future__ import annotations
 
@@ -28,3 +28,12 @@ def two_threads() -> Iterator[None]:
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """On a busy machine one thread is faster than waiting for two."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

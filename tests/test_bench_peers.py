@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -21,16 +20,8 @@ from backmatch.matching import BackMatching
 from backmatch.partitioning import partition
 from backmatch.solvers import Cholesky, Relative
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 TINY = timing.Effort(repeats=2, seconds=1e-3, fewest=1, fewest_of_peers=1)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """On a busy machine one thread is faster than waiting for two."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)

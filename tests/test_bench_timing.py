@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -31,17 +31,9 @@ from backmatch.bench.case import OURS, Case, Settings
 from backmatch.bench.measure import measure
 from backmatch.bench.options import BenchOptions
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
 TINY = timing.Effort(repeats=3, seconds=1e-3, fewest=2, fewest_of_peers=1)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """On a busy machine one thread is faster than waiting for two."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def settings(**options: Any) -> Settings:
