@@ -150,6 +150,10 @@ class PlantedArgs(ctypes.Structure):
     _fields_ = (("source", ctypes.c_void_p), ("out", ctypes.c_void_p))
 
 
+class ProductArgs(ctypes.Structure):
+    _fields_ = (("A", ctypes.c_void_p), ("B", ctypes.c_void_p), ("C", ctypes.c_void_p))
+
+
 class CudaHost:
     """The emulated kernels; a call raises FindingError on any access or barrier that is wrong."""
 
@@ -160,6 +164,7 @@ class CudaHost:
         self._library.watch.argtypes = [text, pointer, i64, i64, ctypes.c_bool]
         self._library.planted.argtypes = [ctypes.c_int, pointer, i64]
         self._library.planted.restype = text
+        self._library.product.argtypes, self._library.product.restype = [pointer], text
         for precision in ("float", "double"):
             for stem, sizes in (("spd_solve", 3), ("scaled_gram_solve", 2)):
                 launch = getattr(self._library, f"{stem}_{precision}")
@@ -206,6 +211,13 @@ class CudaHost:
         with self._watching(device, {"in": guarded}, {"out": out}):
             self._raise(self._library.planted(fault, ctypes.byref(args), len(source)))
         return out.array
+
+    def product(self, A: np.ndarray, B: np.ndarray) -> np.ndarray:
+        """A (8, 4) times B (4, 8) on the matrix units, float64."""
+        C = np.zeros((8, 8))
+        args = ProductArgs(A.ctypes.data, B.ctypes.data, C.ctypes.data)
+        self._raise(self._library.product(ctypes.byref(args)))
+        return C
 
     def workspace_bytes(self, stem: str, dtype, sizes: tuple[int, ...], device: Device) -> int:
         """Bytes of workspace that the launch of these sizes asks for."""

@@ -26,6 +26,7 @@ FAULTS = [
     "out of bounds",
     "write to an input",
     "race at .* of out",
+    "address not a multiple of 8",
 ]
 
 
@@ -40,6 +41,12 @@ def test_planted_faults_are_seen(cuda, fault, seed):
         return
     with pytest.raises(FindingError, match=FAULTS[fault]):
         cuda.planted(fault, source, Device(seed))
+
+
+def test_product_of_the_matrix_units(cuda):
+    rng = np.random.default_rng(0)
+    A, B = rng.integers(-9, 9, (8, 4)).astype(float), rng.integers(-9, 9, (4, 8)).astype(float)
+    np.testing.assert_array_equal(cuda.product(A, B), A @ B)
 
 
 def barriers() -> list[tuple[str, int]]:

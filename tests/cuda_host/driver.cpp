@@ -50,6 +50,10 @@ const char* planted(int fault, const cuda::PlantedArgs* args, int64_t blocks) {
   return guarded([&] { cuda::launch_planted(fault, *args, blocks); });
 }
 
+const char* product(const cuda::ProductArgs* args) {
+  return guarded([&] { cuda::launch_product(*args); });
+}
+
 void configure(uint64_t seed, int64_t shared_bytes, int64_t multiprocessors) {
   backmatch::emulator::configure(seed, {shared_bytes, multiprocessors});
 }

@@ -34,7 +34,7 @@ struct Warp {
   int waiting = 0;
   Wait kind = Wait::kNone;
   // Two sets of slots in turn: a lane can be at most one exchange ahead of another.
-  unsigned char slots[2][kWarp][8];
+  unsigned char slots[2][kWarp][kSlotBytes];
 };
 
 uint64_t order_seed = 0;
@@ -216,11 +216,15 @@ unsigned char* shared_memory() { return active->shared(); }
 void sync_block() { active->wait_for(Wait::kBlock); }
 void sync_warp() { active->wait_for(Wait::kSyncWarp); }
 
-void exchange(const void* value, std::size_t bytes, int source, void* result) {
+const unsigned char (*share(const void* value, std::size_t bytes))[kSlotBytes] {
   auto& slots = active->next_slots();
   std::memcpy(slots[thread_index() % kWarp], value, bytes);
   active->wait_for(Wait::kExchange);
-  std::memcpy(result, slots[source], bytes);
+  return slots;
+}
+
+void exchange(const void* value, std::size_t bytes, int source, void* result) {
+  std::memcpy(result, share(value, bytes)[source], bytes);
 }
 
 unsigned ballot(bool predicate) {

@@ -17,6 +17,7 @@
 namespace backmatch::emulator {
 
 constexpr int kWarp = 32;
+constexpr std::size_t kSlotBytes = 16;
 
 struct DeviceLimits {
   int64_t shared_bytes;
@@ -43,7 +44,10 @@ const LaunchShape& shape();
 unsigned char* shared_memory();
 void sync_block();
 void sync_warp();
-// `result` receives what lane `source` of the warp passed as `value`; at most 8 bytes.
+// What each lane of the warp passed as `value`, at most kSlotBytes; valid until the thread's next
+// exchange or ballot.
+const unsigned char (*share(const void* value, std::size_t bytes))[kSlotBytes];
+// `result` receives what lane `source` of the warp passed as `value`.
 void exchange(const void* value, std::size_t bytes, int source, void* result);
 unsigned ballot(bool predicate);
 

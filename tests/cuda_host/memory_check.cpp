@@ -111,6 +111,12 @@ void forget_accesses(const char* name) {
   }
 }
 
+void require_aligned(const void* pointer, std::size_t bytes) {
+  if (reinterpret_cast<std::uintptr_t>(pointer) % bytes == 0 || !finding.empty()) return;
+  finding = "address not a multiple of " + std::to_string(bytes) + ": block " +
+            std::to_string(current->block) + " thread " + std::to_string(current->thread);
+}
+
 void set_current(const Moment* moment) { current = moment; }
 
 std::string take_finding() {

@@ -34,6 +34,8 @@ void forget_accesses(const char* name);
 
 // The thread whose accesses are checked from now on; nullptr: none.
 void set_current(const Moment* moment);
+// A vector access that the device would refuse is a finding.
+void require_aligned(const void* pointer, std::size_t bytes);
 // The first finding since the last call, empty if none.
 std::string take_finding();
 

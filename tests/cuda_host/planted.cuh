@@ -16,6 +16,7 @@ enum class Fault {
   kOutOfBounds,
   kWrittenInput,
   kSharedOutput,
+  kMisaligned,
   kCount
 };
 
@@ -24,6 +25,10 @@ constexpr int kPlantedThreads = 64;
 struct PlantedArgs {
   const int32_t* in;  // one row of 64 a block
   int32_t* out;       // likewise
+};
+
+struct alignas(8) Pair {
+  int32_t v[2];
 };
 
 template <Fault fault>
@@ -35,6 +40,7 @@ __global__ void planted_kernel(PlantedArgs args) {
   if (fault != Fault::kUninitialised || t != 0) row[t] = args.in[first + t];
   if (fault == Fault::kWrittenInput) const_cast<int32_t*>(args.in)[first + t] = 0;
   if (fault != Fault::kMissingBarrier) sync_block();
+  if (fault == Fault::kMisaligned && t == 1) args.out[first] = vector_at<Pair>(row + t).v[0];
   int32_t value = row[kPlantedThreads - 1 - t + (fault == Fault::kOutOfBounds ? 1 : 0)];
   if (fault == Fault::kDivergentBarrier && t == 0) return;
   sync_block();
@@ -51,6 +57,26 @@ void launch_planted(int which, const PlantedArgs& args, int64_t blocks) {
     const LaunchShape shape{blocks, kPlantedThreads, kPlantedThreads * int64_t(sizeof(int32_t))};
     launch("planted_kernel", planted_kernel<static_cast<Fault>(fault)>, shape, nullptr, args);
   }
+}
+
+// C (8, 8) += A (8, 4) B (4, 8) by one warp, matrices row-major.
+struct ProductArgs {
+  const double* A;
+  const double* B;
+  double* C;
+};
+
+inline __global__ void product_kernel(ProductArgs args) {
+  const int lane = thread_index();
+  double* own = args.C + lane / 4 * 8 + lane % 4 * 2;
+  double c[2] = {own[0], own[1]};
+  multiply_add_8x8x4(c, args.A[lane], args.B[lane % 4 * 8 + lane / 4]);
+  own[0] = c[0];
+  own[1] = c[1];
+}
+
+inline void launch_product(const ProductArgs& args) {
+  launch("product_kernel", product_kernel, LaunchShape{1, kWarp, 0}, nullptr, args);
 }
 
 }  // namespace backmatch::cuda

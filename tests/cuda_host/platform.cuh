@@ -3,12 +3,15 @@
 // tests compile the kernels with this folder on the include path.
 #pragma once
 
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <stdexcept>
 #include <string>
 
 #include "emulator.h"
+#include "memory_check.h"
 
 #define __global__
 #define __device__
@@ -33,6 +36,29 @@ inline T shuffle(T value, int source, int width) {
   const int group = thread_index() % kWarp / width * width;
   emulator::exchange(&value, sizeof(T), group + source % width, &value);
   return value;
+}
+
+template <class V, class T>
+V& vector_at(T* pointer) {
+  emulator::require_aligned(pointer, alignof(V));
+  return *reinterpret_cast<V*>(pointer);
+}
+
+inline void multiply_add_8x8x4(double (&c)[2], double a, double b) {
+  const double own[2] = {a, b};
+  const auto* all = emulator::share(own, sizeof(own));
+  const auto value = [&](int lane, int which) {
+    double result;
+    std::memcpy(&result, all[lane] + which * sizeof(double), sizeof(double));
+    return result;
+  };
+  const int lane = thread_index() % kWarp;
+  for (int i = 0; i < 2; ++i) {
+    const int column = lane % 4 * 2 + i;
+    for (int k = 0; k < 4; ++k) {
+      c[i] = std::fma(value(lane / 4 * 4 + k, 0), value(column * 4 + k, 1), c[i]);
+    }
+  }
 }
 
 inline unsigned ballot(bool predicate) { return emulator::ballot(predicate); }

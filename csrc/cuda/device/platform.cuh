@@ -40,6 +40,22 @@ __device__ __forceinline__ unsigned ballot(bool predicate) {
   return __ballot_sync(kAllLanes, predicate);
 }
 
+// The elements at `pointer` as one vector V, read or written by one instruction: every access
+// wider than an element goes through here. `pointer` is a multiple of alignof(V).
+template <class V, class T>
+__device__ __forceinline__ V& vector_at(T* pointer) {
+  return *reinterpret_cast<V*>(pointer);
+}
+
+// C += A B in double on the matrix units, by all 32 lanes of the warp. A is 8 x 4, B 4 x 8, C 8 x 8:
+// a = A[lane / 4, lane % 4], b = B[lane % 4, lane / 4], c[i] = C[lane / 4, 2 (lane % 4) + i].
+// Products and sums are those of fused multiply-adds; their order within one call is the device's.
+__device__ __forceinline__ void multiply_add_8x8x4(double (&c)[2], double a, double b) {
+  asm("mma.sync.aligned.m8n8k4.row.col.f64.f64.f64.f64 {%0, %1}, {%2}, {%3}, {%0, %1};"
+      : "+d"(c[0]), "+d"(c[1])
+      : "d"(a), "d"(b));
+}
+
 __device__ __forceinline__ int count_bits(unsigned bits) { return __popc(bits); }
 
 // The block's dynamic shared memory: the only way the kernels reach any.
