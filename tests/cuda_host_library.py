@@ -55,7 +55,7 @@ def compiler() -> list[str]:
 def build(cache: Path, kernels: Path = KERNELS) -> Path:
     """Compiles the shared library into ``cache``, or finds the one of the same sources there."""
     sources = sorted(
-        [*kernels.glob("*.cu*"), *kernels.glob("*.h"), kernels.parent / "kernels.h"]
+        [*kernels.glob("*.cu*"), *kernels.rglob("*.h"), kernels.parent / "kernels.h"]
         + [p for p in HOST.iterdir() if p.is_file()]
     )
     digest = hashlib.sha256(" ".join(compiler()).encode())

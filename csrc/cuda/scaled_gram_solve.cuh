@@ -184,16 +184,15 @@ template <class T>
 void launch_scaled_gram_solve(const ScaledGramArgs<T>& args, void* workspace, void* stream) {
   check_order(args.n);
   if (args.batch == 0) return;
-  const auto lanes = [&](auto kernel, int width) {
-    launch("scaled_gram_solve_lanes_kernel", kernel,
-           lane_shape(args.batch, width), stream, args);
-  };
-  if (args.n <= 8) return lanes(scaled_gram_solve_lanes_kernel<T, 8>, 8);
-  if (args.n <= 16) return lanes(scaled_gram_solve_lanes_kernel<T, 16>, 16);
-  if (args.n <= kLaneOrder) return lanes(scaled_gram_solve_lanes_kernel<T, kLaneOrder>, kLaneOrder);
+  const auto shape = [&](int lanes) { return lane_shape(args.batch, lanes); };
+  if (args.n <= 8) return launch<scaled_gram_solve_lanes_kernel<T, 8>>(shape(8), stream, args);
+  if (args.n <= 16) return launch<scaled_gram_solve_lanes_kernel<T, 16>>(shape(16), stream, args);
+  if (args.n <= kLaneOrder) {
+    return launch<scaled_gram_solve_lanes_kernel<T, kLaneOrder>>(shape(kLaneOrder), stream, args);
+  }
   const PanelPlan plan = scaled_gram_solve_plan<T>(args.batch, args.n);
-  launch("scaled_gram_solve_panels_kernel", scaled_gram_solve_panels_kernel<T>, plan.shape, stream,
-         args, plan.layout, static_cast<unsigned char*>(workspace));
+  launch<scaled_gram_solve_panels_kernel<T>>(plan.shape, stream, args, plan.layout,
+                                   static_cast<unsigned char*>(workspace));
 }
 
 }  // namespace backmatch::cuda

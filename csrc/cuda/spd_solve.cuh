@@ -139,16 +139,15 @@ template <class T>
 void launch_spd_solve(const SpdSolveArgs<T>& args, void* workspace, void* stream) {
   check_order(args.n);
   if (args.batch == 0) return;
-  const auto lanes = [&](auto kernel, int width) {
-    launch("spd_solve_lanes_kernel", kernel, lane_shape(args.batch, width), stream,
-           args);
-  };
-  if (args.n <= 8) return lanes(spd_solve_lanes_kernel<T, 8>, 8);
-  if (args.n <= 16) return lanes(spd_solve_lanes_kernel<T, 16>, 16);
-  if (args.n <= kLaneOrder) return lanes(spd_solve_lanes_kernel<T, kLaneOrder>, kLaneOrder);
+  const auto shape = [&](int lanes) { return lane_shape(args.batch, lanes); };
+  if (args.n <= 8) return launch<spd_solve_lanes_kernel<T, 8>>(shape(8), stream, args);
+  if (args.n <= 16) return launch<spd_solve_lanes_kernel<T, 16>>(shape(16), stream, args);
+  if (args.n <= kLaneOrder) {
+    return launch<spd_solve_lanes_kernel<T, kLaneOrder>>(shape(kLaneOrder), stream, args);
+  }
   const PanelPlan plan = spd_solve_plan<T>(args.batch, args.n, args.k);
-  launch("spd_solve_panels_kernel", spd_solve_panels_kernel<T>, plan.shape, stream, args,
-         plan.layout, static_cast<unsigned char*>(workspace));
+  launch<spd_solve_panels_kernel<T>>(plan.shape, stream, args, plan.layout,
+                                   static_cast<unsigned char*>(workspace));
 }
 
 }  // namespace backmatch::cuda

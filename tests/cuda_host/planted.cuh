@@ -55,7 +55,7 @@ void launch_planted(int which, const PlantedArgs& args, int64_t blocks) {
   if constexpr (fault < static_cast<int>(Fault::kCount)) {
     if (which != fault) return launch_planted<fault + 1>(which, args, blocks);
     const LaunchShape shape{blocks, kPlantedThreads, kPlantedThreads * int64_t(sizeof(int32_t))};
-    launch("planted_kernel", planted_kernel<static_cast<Fault>(fault)>, shape, nullptr, args);
+    launch<planted_kernel<static_cast<Fault>(fault)>>(shape, nullptr, args);
   }
 }
 
@@ -76,7 +76,7 @@ inline __global__ void product_kernel(ProductArgs args) {
 }
 
 inline void launch_product(const ProductArgs& args) {
-  launch("product_kernel", product_kernel, LaunchShape{1, kWarp, 0}, nullptr, args);
+  launch<product_kernel>(LaunchShape{1, kWarp, 0}, nullptr, args);
 }
 
 }  // namespace backmatch::cuda

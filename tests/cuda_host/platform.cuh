@@ -10,6 +10,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "device/kernel_name.h"
 #include "emulator.h"
 #include "memory_check.h"
 
@@ -70,10 +71,10 @@ using LaunchShape = emulator::LaunchShape;
 
 inline DeviceLimits device_limits() { return emulator::device_limits(); }
 
-template <class Args, class... Rest>
-void launch(const char* name, void (*kernel)(Args, Rest...), const LaunchShape& shape, void*,
-            Args args, Rest... rest) {
-  emulator::run(name, shape, [&] { kernel(args, rest...); });
+template <auto kernel, class... Args>
+void launch(const LaunchShape& shape, void*, Args... args) {
+  const std::string name = kernel_name(__PRETTY_FUNCTION__);
+  emulator::run(name.c_str(), shape, [&] { kernel(args...); });
 }
 
 }  // namespace backmatch::cuda

@@ -13,6 +13,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "kernel_name.h"
+
 namespace backmatch::cuda {
 
 constexpr int kWarp = 32;
@@ -75,10 +77,9 @@ struct LaunchShape {
   int64_t shared_bytes;
 };
 
-inline void check(const char* what, cudaError_t status) {
+inline void check(const std::string& what, cudaError_t status) {
   if (status != cudaSuccess) {
-    throw std::runtime_error(std::string("backmatch CUDA: ") + what + ": " +
-                             cudaGetErrorString(status));
+    throw std::runtime_error("backmatch CUDA: " + what + ": " + cudaGetErrorString(status));
   }
 }
 
@@ -94,13 +95,13 @@ inline DeviceLimits device_limits() {
 }
 
 // Every kernel starts here: opts in to large shared memory, launches, and checks both.
-template <class Args, class... Rest>
-void launch(const char* name, void (*kernel)(Args, Rest...), const LaunchShape& shape,
-            void* stream, Args args, Rest... rest) {
+template <auto kernel, class... Args>
+void launch(const LaunchShape& shape, void* stream, Args... args) {
   constexpr int64_t kSharedWithoutOptIn = 48 * 1024;
   constexpr int64_t kMaxBlocks = (int64_t(1) << 31) - 1;
+  const std::string name = kernel_name(__PRETTY_FUNCTION__);
   if (shape.blocks > kMaxBlocks) {
-    throw std::invalid_argument(std::string("backmatch CUDA: ") + name + ": needs " +
+    throw std::invalid_argument("backmatch CUDA: " + name + ": needs " +
                                 std::to_string(shape.blocks) + " blocks, at most " +
                                 std::to_string(kMaxBlocks) + " fit a launch; split the batch");
   }
@@ -111,7 +112,7 @@ void launch(const char* name, void (*kernel)(Args, Rest...), const LaunchShape& 
   }
   kernel<<<dim3(static_cast<unsigned>(shape.blocks)), dim3(static_cast<unsigned>(shape.threads)),
            static_cast<std::size_t>(shape.shared_bytes), static_cast<cudaStream_t>(stream)>>>(
-      args, rest...);
+      args...);
   check(name, cudaGetLastError());
 }
 
