@@ -1,4 +1,4 @@
-"""Fixtures of the tests that call the native CPU kernels or time them."""
+"""Fixtures of the tests that call the native CPU kernels, time them, or pretend to have a GPU."""
 
 from __future__ import annotations
 
@@ -37,3 +37,11 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def pretend_cuda(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """See tests/pretend_device.py; the names of the CUDA kernels, as they are called."""
+    import pretend_device
+
+    return pretend_device.install(monkeypatch)

@@ -1,0 +1,126 @@
+"""Tensors that say they are on a GPU but live on the CPU, for tests of what chooses by device.
+
+Inside :class:`PretendCuda` a tensor made with, or moved to, a CUDA device answers so to ``device``,
+``is_cuda`` and ``is_cpu``, and so does all that is computed from it; one function that gets tensors
+of both devices is an error, as it is on a GPU. Numbers are computed on the CPU, so results can be
+compared. The launchers are the CPU's kernels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from backmatch.linalg import _library
+
+CUDA = torch.device("cuda", 0)
+_MARK = "pretends_to_be_on_a_gpu"
+_ASK_CUDA, _ASK_CPU, _ASK_DEVICE = (
+    getter.__get__ for getter in (Tensor.is_cuda, Tensor.is_cpu, Tensor.device)
+)
+#: What torch lets tensors of two devices meet in, and what looks at no numbers.
+_FREE = {"__getitem__", "__setitem__", "copy_", "__get__", "__set__", "is_same_size"}
+
+
+def pretends(value: Tensor) -> bool:
+    return bool(value.__dict__.get(_MARK, False))
+
+
+def pretend(*values: Tensor) -> None:
+    """Moves tensors to the GPU that is not there, in place."""
+    for value in values:
+        value.__dict__[_MARK] = True
+
+
+def pretend_modules(modules: Iterable[nn.Module]) -> None:
+    for module in modules:
+        pretend(*module.parameters(), *module.buffers())
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+class PretendCuda(TorchFunctionMode):
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        if func == _ASK_CUDA:
+            return pretends(args[0])
+        if func == _ASK_CPU:
+            return not pretends(args[0])
+        if func == _ASK_DEVICE:
+            return CUDA if pretends(args[0]) else torch.device("cpu")
+        name = getattr(func, "__name__", "")
+        if name in ("to", "cuda", "cpu"):
+            return self._move(name, *args, **kwargs)
+        if kwargs.get("device") is not None:
+            target = torch.device(kwargs.pop("device"))
+            result = func(*args, **kwargs)
+            if target.type == "cuda":
+                pretend(*_tensors(result))
+            return result
+        given = _tensors((args, kwargs))
+        there = [tuple(value.shape) for value in given if pretends(value)]
+        here = [tuple(v.shape) for v in given if not pretends(v) and v.dim() > 0]
+        if there and here and name not in _FREE:
+            raise RuntimeError(f"{name}: tensors {there} on cuda meet tensors {here} on the CPU")
+        result = func(*args, **kwargs)
+        if there:
+            pretend(*_tensors(result))
+        return result
+
+    @staticmethod
+    def _move(name: str, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        target: Any = kwargs.pop("device", None)
+        rest = []
+        for arg in args:
+            if isinstance(arg, (str, torch.device)):
+                target = arg
+            else:
+                rest.append(arg)
+                if isinstance(arg, Tensor):
+                    target = CUDA if pretends(arg) else "cpu"
+        target = target if name == "to" else name
+        there = pretends(value) if target is None else torch.device(target).type == "cuda"
+        result = Tensor.to(value, *rest, **kwargs) if rest or kwargs else value
+        if there != pretends(value) and result is value:
+            result = value.clone()
+        if there:
+            pretend(result)
+        return result
+
+
+def install(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Puts stand-ins for ``torch.cuda`` and ``_C.cuda``; returns the names of the kernels as they
+    are called. Tensors pretend only inside ``with PretendCuda()``.
+    """
+    called: list[str] = []
+
+    class Kernels:
+        """Every launcher is the CPU kernel of its name; no kernel needs a workspace."""
+
+        def __getattr__(self, name: str) -> Any:
+            if name.endswith("_workspace"):
+                return lambda *sizes: 0
+            kernel = getattr(_library.native(), name)
+
+            def launch(*arguments: Any) -> Any:
+                called.append(name)
+                return kernel(*arguments[:-2])
+
+            return launch
+
+    monkeypatch.setattr(_library._extension, "cuda", Kernels(), raising=False)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda *a: SimpleNamespace(cuda_stream=0))
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: torch.zeros(1))
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: None)
+    return called
