@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -97,6 +97,17 @@ def finite(name: str, value: Tensor, *, block: str | None = None) -> None:
     bad = int((~torch.isfinite(value.detach())).sum())
     if bad:
         raise NonFiniteError(name, bad, value.numel(), block=block)
+
+
+def all_finite(values: Iterable[tuple[str, Tensor, str | None]]) -> None:
+    """:func:`finite` of (name, value, block) each, in that order, with one wait for the device."""
+    floating = [v for v in values if v[1].numel() and v[1].dtype.is_floating_point]
+    if not floating:
+        return
+    sums = torch.stack([value.detach().sum() for _, value, _ in floating])
+    if not math.isfinite(sums.sum().item()):
+        for name, value, block in floating:
+            finite(name, value, block=block)
 
 
 def _short(dtype: torch.dtype) -> str:

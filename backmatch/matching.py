@@ -15,7 +15,7 @@ from .errors import ConvergenceWarning, NotConvergedError
 from .model import chain, check_parameters, check_ready, refuse_shared
 from .precision import full_precision
 from .solvers import Auto, LayerInverse, Relative, Solver
-from .sweep import BlockReport, BlockStep, Options, Sides, Step, report, solve_block
+from .sweep import BlockReport, BlockStep, Options, Sides, Step, reports, solve_block
 from .top import top_displacement
 
 #: A solver for all blocks, or one chosen per block from its name and module.
@@ -139,9 +139,8 @@ class BackMatching:
         check_ready(x)
         with transaction(self.blocks.values(), x.device):
             swept = self._sweep(x, loss, replayable=False)
-            parts = zip(swept.blocks, swept.displacements, swept.steps, strict=True)
-            reports = [report(block, r, step, x.shape[0], keep) for block, r, step in parts]
-            self._judge(reports)
+            found = reports(swept.blocks, swept.displacements, swept.steps, x.shape[0], keep)
+            self._judge(found)
             grads = [
                 (parameter, step.weight[name].reshape(parameter.shape))
                 for block, step in zip(swept.blocks, swept.steps, strict=True)
@@ -149,7 +148,7 @@ class BackMatching:
             ]
             for parameter, moved in grads:
                 _accumulate(parameter, moved)
-        return Step(swept.loss, swept.outputs[-1], reports)
+        return Step(swept.loss, swept.outputs[-1], found)
 
     def sweep(self, x: Tensor, loss: Loss) -> Sweep:
         """All steps, none of them written: buffers and RNG move once, nothing else changes.
@@ -221,10 +220,11 @@ def _forward(
     z = x.detach()
     for b, block in enumerate(blocks):
         lin = block.forward(z, with_input=b > 0, replayable=replayable)
-        checks.finite("output", lin.output, block=block.name)
         inputs.append(z)
         lins.append(lin)
         z = lin.output
+    outputs = zip(blocks, lins, strict=True)
+    checks.all_finite(("output", lin.output, block.name) for block, lin in outputs)
     return inputs, lins
 
 

@@ -83,7 +83,6 @@ def check_parameters(x: Tensor, blocks: list[Block]) -> None:
     for block in blocks:
         for name, parameter in block.parameters.items():
             if first is not None and _is_usual(parameter, first[1], x):
-                checks.finite(f"parameter {name!r}", parameter, block=block.name)
                 continue
             label = f"parameter {name!r} of block {block.name!r}"
             if type(parameter) is not nn.Parameter:
@@ -98,7 +97,11 @@ def check_parameters(x: Tensor, blocks: list[Block]) -> None:
             checks.same(label, parameter, *first)
             if parameter.device != x.device:
                 raise ValueError(f"{label} must be on the device of x, got {parameter.device}")
-            checks.finite(f"parameter {name!r}", parameter, block=block.name)
+    checks.all_finite(
+        (f"parameter {name!r}", parameter, block.name)
+        for block in blocks
+        for name, parameter in block.parameters.items()
+    )
 
 
 def _is_usual(parameter: nn.Parameter, first: Tensor, x: Tensor) -> bool:

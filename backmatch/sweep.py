@@ -225,17 +225,23 @@ class _Walk:
         return solution.record
 
 
-def report(
-    block: Block, displacement: Tensor, step: BlockStep, samples: int, keep: bool
-) -> BlockReport:
-    """Numbers of one block; the tensors too with ``keep``."""
-    norm = float(torch.linalg.vector_norm(displacement))
-    kept = (displacement, step.weight, step.input) if keep else (None, None, None)
-    return BlockReport(
-        block.name,
-        norm,
-        0.5 * norm**2 / samples,
-        step.weight_record,
-        step.input_record,
-        *kept,
-    )
+def reports(
+    blocks: list[Block],
+    displacements: list[Tensor],
+    steps: list[BlockStep],
+    samples: int,
+    keep: bool,
+) -> list[BlockReport]:
+    """Numbers of every block; the tensors too with ``keep``."""
+    norms = torch.stack([torch.linalg.vector_norm(r) for r in displacements]).tolist()
+    return [
+        BlockReport(
+            block.name,
+            norm,
+            0.5 * norm**2 / samples,
+            step.weight_record,
+            step.input_record,
+            *((r, step.weight, step.input) if keep else (None, None, None)),
+        )
+        for block, norm, r, step in zip(blocks, norms, displacements, steps, strict=True)
+    ]

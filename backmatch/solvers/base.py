@@ -55,17 +55,12 @@ def record_for(
     solver: str, problem: LeastSquares, damping: Resolved | None = None, **fields: Any
 ) -> SolveRecord:
     """The record fields that come from the problem and its damping, plus ``fields``."""
-    reported: float | Tensor | None = None
-    if damping is not None:
-        reported = damping.values
-        if isinstance(reported, Tensor) and len(reported) == 1:
-            reported = float(reported)
     return SolveRecord(
         solver,
         problem.structure,
         problem.systems // problem.cut_group,
         problem.unknowns * problem.cut_group,
-        damping=reported,
+        damping=None if damping is None else damping.reported,
         trace=None if damping is None else damping.trace,
         **fields,
     )

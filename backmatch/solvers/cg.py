@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from .. import checks
 from ..linalg._fused_cg import Apply
-from ..linalg.krylov import DEFAULT_RTOL, conjugate_gradient
+from ..linalg.krylov import DEFAULT_RTOL, CGResult, conjugate_gradient
 from ..problems import LeastSquares, Preconditioner
 from .base import Solution, Solver, record_for
 from .damping import Damping, Resolved, check, resolve
@@ -66,7 +67,6 @@ class CG(Solver):
         assert damping is not None
         shift = damping.per_system()
         g = problem.gradient()
-        checks.finite("gradient of the local loss", g)
         # The positions of one sample are one Krylov system: (samples, positions * n, 1).
         krylov = (problem.systems // problem.cut_group, problem.cut_group * problem.unknowns, 1)
         inner = self._preconditioner(problem, shift)
@@ -88,15 +88,20 @@ class CG(Solver):
             preconditioner=inner,
             restrict=restrict if known and separable else None,
         )
+        iterations, residual, converged = _worst(result)
+        # Every entry of g and of the step is in the residual.
+        sound = math.isfinite(residual)
+        if not sound:
+            checks.finite("gradient of the local loss", g)
         record = record_for(
             "cg",
             problem,
             damping,
-            iterations=_largest(result.iterations, int),
-            residual=_largest(result.residual, float),
-            converged=self.rtol == 0.0 or bool(result.converged.all()),
+            iterations=iterations,
+            residual=residual,
+            converged=self.rtol == 0.0 or converged,
         )
-        return Solution(result.x.reshape(g.shape), record)
+        return Solution(result.x.reshape(g.shape), record, known_finite=sound)
 
     def _preconditioner(
         self, problem: LeastSquares, damping: float | Tensor
@@ -131,5 +136,10 @@ def _damped(problem: LeastSquares, shift: float | Tensor) -> Apply:
     return apply
 
 
-def _largest(values: Tensor, kind: type[int] | type[float]) -> int | float:
-    return kind(values.max()) if values.numel() else kind(0)
+def _worst(result: CGResult) -> tuple[int, float, bool]:
+    """Most iterations, largest residual and whether all converged, in one wait for the device."""
+    if not result.converged.numel():
+        return 0, 0.0, True
+    worst = (result.iterations.amax(), result.residual.amax(), result.converged.all())
+    iterations, residual, converged = torch.stack([value.double() for value in worst]).tolist()
+    return int(iterations), residual, bool(converged)

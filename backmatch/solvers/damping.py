@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from .. import checks
@@ -57,12 +58,19 @@ class Resolved:
         systems: number of systems.
         trace: ``"exact"``, ``"estimated"``, or ``None`` when no trace was needed.
         has_zero: whether a tensor of values may hold 0.
+        common: the number in a tensor of one value.
     """
 
     values: float | Tensor
     systems: int
     trace: str | None = None
     has_zero: bool = False
+    common: float | None = None
+
+    @property
+    def reported(self) -> float | Tensor:
+        """The number in force, or one per damping group."""
+        return self.values if self.common is None else self.common
 
     @property
     def is_zero(self) -> bool:
@@ -102,8 +110,9 @@ def resolve(damping: Damping, problem: LeastSquares) -> Resolved:
     traces, exact = problem.traces()
     size = problem.damping_group * problem.unknowns
     values = traces * (damping.factor * problem.scale / max(size, 1))
-    low, high = (v.item() for v in values.aminmax()) if values.numel() else (1.0, 1.0)
+    low, high = torch.stack(values.aminmax()).tolist() if values.numel() else (1.0, 1.0)
     if not 0 < low <= high < math.inf:
         checks.finite("trace of the local Hessian", traces)
     how = "exact" if exact else "estimated"
-    return Resolved(values, problem.systems, how, has_zero=low == 0)
+    common = low if len(values) == 1 else None
+    return Resolved(values, problem.systems, how, has_zero=low == 0, common=common)
