@@ -26,8 +26,17 @@ _MARK = "pretends_to_be_on_a_gpu"
 _ASK_CUDA, _ASK_CPU, _ASK_DEVICE = (
     getter.__get__ for getter in (Tensor.is_cuda, Tensor.is_cpu, Tensor.device)
 )
+_SET_DATA = Tensor.data.__set__
 #: What torch lets tensors of two devices meet in, and what looks at no numbers.
-_FREE = {"__getitem__", "__setitem__", "copy_", "__get__", "__set__", "is_same_size"}
+_FREE = {
+    "__getitem__",
+    "__setitem__",
+    "copy_",
+    "__get__",
+    "__set__",
+    "is_same_size",
+    "_has_compatible_shallow_copy_type",
+}
 
 
 def pretends(value: Tensor) -> bool:
@@ -67,6 +76,8 @@ class PretendCuda(TorchFunctionMode):
             if target.type == "cuda":
                 pretend(*_tensors(result))
             return result
+        if func == _SET_DATA and pretends(args[1]):
+            pretend(args[0])
         given = _tensors((args, kwargs))
         there = [tuple(value.shape) for value in given if pretends(value)]
         here = [tuple(v.shape) for v in given if not pretends(v) and v.dim() > 0]
@@ -121,6 +132,8 @@ def install(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(_library._extension, "cuda", Kernels(), raising=False)
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "current_stream", lambda *a: SimpleNamespace(cuda_stream=0))
-    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: torch.zeros(1))
-    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: None)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device=None: torch.zeros(1))
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device=None: None)
     return called
