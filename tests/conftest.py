@@ -1,9 +1,10 @@
-"""Fixtures of the tests that call the native CPU kernels or time them."""
+"""Fixtures of the tests that call the native kernels, time them, or compile them for CUDA."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+import cuda_resources
 import pytest
 import torch
 
@@ -37,3 +38,13 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def compiled_kernels(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[str, cuda_resources.Compiled]:
+    """Every CUDA source by its file name, compiled once for all tests; needs nvcc."""
+    folder = tmp_path_factory.mktemp("nvcc")
+    done = cuda_resources.compile_all(cuda_resources.sources(), folder)
+    return {one.source: one for one in done}

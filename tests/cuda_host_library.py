@@ -212,8 +212,9 @@ class CudaHost:
         sums = Guarded.contiguous((size // np.dtype(dtype).itemsize,), np.dtype(dtype))
         flops = ctypes.c_double()
         call = getattr(self._library, f"{stem}_{_precision(dtype)}")
-        call.argtypes, call.restype = [ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p], (
-            ctypes.c_char_p
+        call.argtypes, call.restype = (
+            [ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p],
+            (ctypes.c_char_p),
         )
         with self._watching(device, {}, {"sums": sums}):
             self._raise(call(repeats, sums.address, ctypes.byref(flops)))

@@ -24,7 +24,7 @@ constexpr int kChains = 8;
 constexpr int kRateTiles = 4;
 
 template <class T>
-__global__ void __launch_bounds__(kRateThreads)
+__global__ void __launch_bounds__(kRateThreads, kRateBlocks)
     fma_rate_kernel(int64_t repeats, T a, T b, T* sums) {
   T x[kChains];
 #pragma unroll
@@ -41,7 +41,7 @@ __global__ void __launch_bounds__(kRateThreads)
 }
 
 template <int Tiles>
-__global__ void __launch_bounds__(kRateThreads)
+__global__ void __launch_bounds__(kRateThreads, kRateBlocks)
     matrix_rate_kernel(int64_t repeats, double a, double b, double* sums) {
   double tiles[Tiles][2];
 #pragma unroll
