@@ -144,11 +144,11 @@ def no_gpu() -> str | None:
 
 def readme(path: Path) -> int:
     """The generated section of README.md, from the result or without one."""
+    import gpu_tables
     import stored
-    import tables
 
     result = json.loads(path.read_text()) if path.exists() else None
-    stored.insert(tables.gpu(result), "gpu")
+    stored.insert(gpu_tables.gpu(result), "gpu")
     return 0
 
 
@@ -256,7 +256,8 @@ def sanitizer(context: Context) -> Stage:
     program = shutil.which("compute-sanitizer")
     if program is None:
         raise Skipped("compute-sanitizer is not on PATH")
-    outcomes, failed = dict[str, str](), []
+    outcomes = dict[str, str]()
+    failed, late = list[str](), list[str]()
     tools = TOOLS[:1] if context.quick else TOOLS
     ends = time.monotonic() + context.seconds
     for number, tool in enumerate(tools):
@@ -265,19 +266,23 @@ def sanitizer(context: Context) -> Stage:
         command += [__file__, "--workload", context.device]
         try:
             code, output = finished(command, seconds, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
-        except TimeoutError as late:
-            code, output = -1, str(late)
-        ours = "backmatch::cuda::" in output or "ERROR SUMMARY" not in output
+        except TimeoutError as over:
+            code, output = 0, str(over)
+            late.append(tool)
+        ours = "backmatch::cuda::" in output
         outcomes[tool] = (output.strip().splitlines() or ["no output"])[-1]
-        if code == FOUND and not ours:
+        if code == FOUND and not ours and "ERROR SUMMARY" in output:
             outcomes[tool] += " (none in a kernel of ours)"
-        elif code != 0:
+        elif code != 0 or ours:
             failed.append(tool)
             outcomes[tool] = f"exit code {code}: {output[:1500]} .. {output[-1500:]}"
         context.keep({"tools": outcomes})
+    found: Stage = {"tools": outcomes}
+    if late:
+        found |= {"status": "incomplete", "reason": f"{', '.join(late)} ran out of time"}
     if failed:
-        return {"status": "failed", "reason": f"{', '.join(failed)} failed", "tools": outcomes}
-    return {"tools": outcomes}
+        found |= {"status": "failed", "reason": f"{', '.join(failed)} failed"}
+    return found
 
 
 def kernels(context: Context) -> Stage:

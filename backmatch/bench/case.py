@@ -57,7 +57,10 @@ class Settings:
         """The systems that were asked for, else as many as fill a memory of fixed size."""
         if self.options.batch is not None:
             return self.options.batch
-        large = _CUDA_BATCH_BYTES if self.device.type == "cuda" else _BATCH_BYTES
+        large = _BATCH_BYTES
+        if self.device.type == "cuda":  # the peers and the checks need copies
+            memory = torch.cuda.get_device_properties(self.device).total_memory
+            large = min(_CUDA_BATCH_BYTES, memory // 8)
         most = _QUICK_BATCH_BYTES if self.quick else large
         fewest = _FEWEST_SYSTEMS // 4 if self.quick else _FEWEST_SYSTEMS
         return max(fewest, min(_MOST_SYSTEMS, most // max(1, system_bytes)))
