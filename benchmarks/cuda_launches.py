@@ -17,13 +17,14 @@ from cuda_resources import Device
 
 BATCH, ROWS, STEPS = 10_000, 512, 8
 DTYPES = ("float32", "float64")
-#: Orders where a kernel may begin or end, and powers of two between.
-ORDERS = (4, 8, 16, 17, 32, 33, 48, 64, 65, 96, 128, 129, 192, 256, 257, 384, 512, 1024)
-#: Nothing is read or written in a dry run: an address of this alignment, and one with none.
+#: Every order of a small kernel, then those around which a larger one may begin or end, and two that
+#: fit nowhere on chip.
+ORDERS = (*range(1, 66), 96, 128, 129, 192, 256, 257, 384, 512, 1024, 4096, 65536)
+#: Nothing is read or written in a dry run: an address of this alignment, and one with hardly any.
 _ALIGNED, _ODD = 1 << 20, (1 << 20) + 8
 
-#: name -> whether the argument is a size; their values come from a case.
-_SIZES = {"batch": BATCH, "systems": BATCH, "m": ROWS, "max_steps": STEPS, "repeats": STEPS}
+#: Sizes that are the same in all cases.
+_SIZES = {"m": ROWS, "max_steps": STEPS, "repeats": STEPS}
 
 
 @dataclass(frozen=True)
@@ -32,12 +33,15 @@ class Variant:
 
     columns: int = 1
     layout: str = "rows"  # contiguous; "columns": transposed; "odd": rows of odd length
-    address: int = _ALIGNED
+    address: int = 0  # null: also what is optional is left out
+    systems: int = BATCH
 
 
 PLAIN = Variant()
 VARIANTS = (
     PLAIN,
+    Variant(address=_ALIGNED),
+    Variant(systems=64),
     Variant(columns=8),
     Variant(columns=64),
     Variant(layout="columns"),
@@ -66,6 +70,7 @@ class Call:
     variant: Variant
     launches: tuple[Launch, ...]
     error: str = ""
+    flags: tuple[tuple[str, bool], ...] = ()
 
 
 def launchers(module: Any) -> dict[str, dict[str, str]]:
@@ -124,12 +129,14 @@ def one_call(
     except (RuntimeError, ValueError) as refused:
         error = str(refused)
     found = tuple(Launch(*launch) for launch in launches)
-    return Call(name, device.name, dtype, n, variant, found, error)
+    return Call(name, device.name, dtype, n, variant, found, error, tuple(flags.items()))
 
 
 def _value(name: str, kind: str, n: int, variant: Variant) -> int | float:
     if name in _SIZES:
         return _SIZES[name]
+    if name in ("batch", "systems"):
+        return variant.systems
     if name == "n":
         return n
     if name == "k":

@@ -37,8 +37,16 @@ WORK: dict[str, Work] = {
         ("half active", (n / 2) ** 3 / 3 + 2 * (n / 2) ** 2, 3 * n),
     ],
     "weighted_gram": lambda n: [(f"m = {ROWS}, all weights", ROWS * n * (n + 1), ROWS + n * n)],
+    "ridge_primal": lambda n: [
+        (
+            f"m = {ROWS}, half active",
+            ROWS / 2 * n * (n + 1) + n**3 / 3 + 2 * n**2 + 2 * ROWS * n,
+            2 * ROWS + n,
+        )
+    ],
     "cg": lambda n: [("one step, matrix from memory", 2 * n**2 + 10 * n, n * n)],
     "scaled_gram_cg": lambda n: [("one step", 2 * n**2 + 10 * n, 0)],
+    "cg_step": lambda n: [("", 10 * n, 7 * n)],
 }
 
 Row = Sequence[str]
@@ -108,10 +116,17 @@ def page(instances: Sequence[Instance], calls: Sequence[Call], version: str) -> 
         parts += ["\n".join(f"- `{name}`: {reason}" for name, reason in REASONS.items())]
     parts += ["## Launches and occupancy", LAUNCHES.format(batch=f"{BATCH:,}", m=ROWS)]
     for launcher in dict.fromkeys(call.launcher for call in calls):
-        own = [call for call in calls if call.launcher == launcher and call.variant == PLAIN]
+        own = [
+            call
+            for call in calls
+            if call.launcher == launcher
+            and call.variant == PLAIN
+            and not any(dict(call.flags).values())
+        ]
         parts += [f"### `{launcher}`", launch_table(own, instances)]
-        refused = sorted({call.error for call in own if call.error})
-        parts += [f"Refused: {reason}" for reason in refused]
+        parts += [
+            f"Refused: {reason}." for reason in dict.fromkeys(c.error for c in own if c.error)
+        ]
     parts += [
         "## Floors",
         FLOORS.format(batch=f"{BATCH:,}"),
@@ -176,10 +191,16 @@ def case_of(call: Call) -> str:
     """``spd_solve, n 33, k 8``: what sets the call apart from a plain one."""
     words = [f"`{call.launcher}`"]
     words += [f"n {call.n}"] if call.n is not None else []
-    if call.variant.columns != PLAIN.columns:
-        words.append(f"k {call.variant.columns}")
-    if call.variant.layout != PLAIN.layout:
-        words.append({"columns": "transposed", "odd": "odd strides"}[call.variant.layout])
+    words += [f"{flag}" for flag, given in call.flags if given]
+    variant = call.variant
+    if variant.systems != PLAIN.systems:
+        words.append(f"{variant.systems} systems")
+    if variant.columns != PLAIN.columns:
+        words.append(f"k {variant.columns}")
+    if variant.layout != PLAIN.layout:
+        words.append({"columns": "transposed", "odd": "odd strides"}[variant.layout])
+    elif variant.address != PLAIN.address:
+        words.append("with all that is optional")
     return ", ".join(words)
 
 
