@@ -17,7 +17,7 @@ from cuda_resources import Device
 
 BATCH, ROWS, STEPS = 10_000, 512, 8
 DTYPES = ("float32", "float64")
-#: Every order of a small kernel, then those around which a larger one may begin or end, and two that
+#: Every order of a small kernel, then some around which a larger one may begin or end, and two that
 #: fit nowhere on chip.
 ORDERS = (*range(1, 66), 96, 128, 129, 192, 256, 257, 384, 512, 1024, 4096, 65536)
 #: Nothing is read or written in a dry run: an address of this alignment, and one with hardly any.
