@@ -125,7 +125,8 @@ def page(instances: Sequence[Instance], calls: Sequence[Call], version: str) -> 
         ]
         parts += [f"### `{launcher}`", launch_table(own, instances)]
         parts += [
-            f"Refused: {reason}." for reason in dict.fromkeys(c.error for c in own if c.error)
+            f"Refused from n = {call.n} on: {call.error}."
+            for call in [call for call in own if call.error][:1]
         ]
     parts += [
         "## Floors",
@@ -142,7 +143,8 @@ Written by `make cuda-report` (benchmarks/cuda_report.py); do not edit. Compiled
 
 All of this is arithmetic on what the compiler reports and on the launch shapes that the launchers
 choose, found in a dry run with the limits of each device. **Nothing on this page was measured on a
-GPU.** How the kernels work stands in [kernels/index.md](kernels/index.md)."""
+GPU.** How the kernels work stands in [kernels/index.md](kernels/index.md). Sizes are in bytes;
+*constant* (parameters) is not told for every architecture."""
 
 LAUNCHES = """\
 One call of each launcher for {batch} systems, one right-hand side (m = {m} rows where there are
@@ -180,7 +182,7 @@ def resources(instances: Sequence[Instance], calls: Sequence[Call]) -> str:
                 str(max(each.stack for each in both)),
                 f"{spills[0]} / {spills[1]}",
                 str(max(each.static_shared for each in both)),
-                " / ".join(str(each.constant) for each in both),
+                " / ".join(str(each.constant or "-") for each in both),
                 case_of(first[name]) if name in first else "none of the cases tried",
             ]
         )

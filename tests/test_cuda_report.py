@@ -273,7 +273,7 @@ def test_the_page_is_written_and_compared(
     page = tmp_path / "page.md"
     assert cuda_report.main(["--out", str(page)]) == 0
     text = page.read_text()
-    assert "| `f_kernel<float>` | 40 / 64 | 0 | 0 / 0 | 0 | 0 / 0 | `f`, n 8 |" in text
+    assert "| `f_kernel<float>` | 40 / 64 | 0 | 0 / 0 | 0 | - / - | `f`, n 8 |" in text
     line = (
         "| H100 SXM | float32 | 8 | `f_kernel<float>` | 5 | 128 | 100 | 64 | 8 | 32 | registers |"
     )
