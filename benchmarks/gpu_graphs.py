@@ -87,7 +87,15 @@ def loop_of(
         inputs: all sets; they must stay where they are.
         rtol: stop of every system, on the recursive residual.
     """
-    loops = {_address(values): _Loop(*problem(*values), rtol) for values in inputs}
+    try:
+        loops = {_address(values): _Loop(*problem(*values), rtol) for values in inputs}
+    except RuntimeError as error:  # a peer that fails is listed; it does not end the case
+        reason = f"not captured: {error}"
+
+        def fail(*values: Tensor) -> Tensor:
+            raise RuntimeError(reason)
+
+        return fail
     return lambda *values: loops[_address(values)]()
 
 

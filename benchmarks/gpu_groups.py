@@ -7,6 +7,7 @@ child that takes too long, and starts another one for the groups that are left.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -43,11 +44,13 @@ class Group:
         rows: measures one after the other.
         question: of ``backmatch bench``, for its sizes and dtypes.
         sizes: n, where they are not the question's own.
+        effort: where it is not that of all questions.
     """
 
     rows: Callable[[Settings], Iterator[Row]]
     question: str
     sizes: tuple[int, ...] | None = None
+    effort: timing.Effort | None = None
 
 
 def each(cases: Callable[[Settings], Iterator[Case]]) -> Callable[[Settings], Iterator[Row]]:
@@ -74,7 +77,8 @@ GROUPS: dict[str, Group] = {
     "overhead": Group(each(gpu_cases.overhead), "spd_solve"),
     "cliffs": Group(gpu_cases.cliffs, "spd_solve"),
     "step": question("step"),
-    "vgg": Group(each(gpu_vgg.cases), "step"),
+    # A step may take a second: rather fewer samples than no row.
+    "vgg": Group(each(gpu_vgg.cases), "step", effort=timing.Effort(25, 10.0, 5, 20)),
     "peers": question("peers"),
 }
 
@@ -88,7 +92,10 @@ def settings_of(
     chosen = options.BenchOptions(
         quick=quick, only=(group.question,), sizes=sizes, dtypes=dtypes, device=device
     )
-    return run.settle(chosen, check_stop)
+    settings = run.settle(chosen, check_stop)
+    if quick or group.effort is None:
+        return settings
+    return dataclasses.replace(settings, effort=group.effort)
 
 
 def measure_groups(

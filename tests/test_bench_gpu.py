@@ -14,6 +14,7 @@ from typing import Any
 
 import gpu
 import gpu_cases
+import gpu_graphs
 import gpu_groups
 import gpu_json
 import gpu_peers
@@ -411,6 +412,25 @@ def test_a_loop_with_a_graph_has_one_for_every_set_of_inputs() -> None:
     answer = loop(*first).clone()
     assert case.error(second, loop(*second)) <= case.bound
     assert torch.equal(loop(*first), answer)
+
+
+def test_a_loop_that_cannot_be_captured_is_a_peer_that_fails() -> None:
+    def problem(B: torch.Tensor) -> Any:
+        raise RuntimeError("operation not permitted")
+
+    loop = gpu_graphs.loop_of(problem, [(torch.ones(1, 2, 1),)], 1e-3)
+    with pytest.raises(RuntimeError, match="not captured: operation not permitted"):
+        loop(torch.ones(1, 2, 1))
+
+
+def test_a_group_may_take_its_own_effort() -> None:
+    settings_of = gpu_groups.settings_of
+    vgg = gpu_groups.GROUPS["vgg"]
+    full = settings_of(vgg, quick=False, device="cpu", check_stop=never)
+    assert full.effort is vgg.effort
+    assert settings_of(vgg, quick=True, device="cpu", check_stop=never).effort is timing.QUICK
+    spd = settings_of(gpu_groups.GROUPS["cg"], quick=False, device="cpu", check_stop=never)
+    assert spd.effort is timing.FULL
 
 
 # ---- tables --------------------------------------------------------------------------------------
