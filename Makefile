@@ -13,12 +13,13 @@ TORCH_CHANGED := torch-changed
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint clean torch-changed
+.PHONY: help demo test lint cuda-report clean torch-changed
 
 help:
 	@echo 'make demo   install and train a 64-128-128-10 net on the digits by exact back-matching'
 	@echo 'make test   install with the development tools and run every test'
 	@echo 'make lint   install with the development tools, check style and types'
+	@echo 'make cuda-report   compile the CUDA kernels with nvcc, no GPU needed: docs/cuda-resources.md'
 	@echo 'make clean  remove builds and caches (the virtual environment stays)'
 	@echo ''
 	@echo 'variables: PYTHON ($(PYTHON)), VENV ($(VENV)), TORCH ($(TORCH))'
@@ -34,6 +35,9 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+cuda-report: $(VENV)/.built
+	@$(BIN)/python benchmarks/cuda_report.py
 
 clean:
 	rm -rf $(VENV)/.built build dist *.egg-info backmatch/_C.*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -10,23 +10,17 @@ import torch.nn.functional as nnf
 from torch import nn
 
 import backmatch as bm
-from backmatch.bench import timing
 from backmatch.bench.accuracy import relative_difference
 from backmatch.bench.case import OURS, Case, Settings
-from backmatch.bench.measure import Row, measure
-from backmatch.bench.options import BenchOptions
 
 RTOL = 1e-2
 SHAPE, QUICK_SHAPE = (128, 3, 32, 32), (4, 3, 32, 32)
 
 
-def measured(quick: bool, device: str) -> Row:
-    """The row of VGG-13; a small batch with ``quick``."""
-    options = BenchOptions(quick=quick, dtypes=("float32",), device=device)
-    effort = timing.QUICK if quick else timing.FULL
-    settings = Settings(options, torch.device(device), effort)
-    shape = QUICK_SHAPE if quick else SHAPE
-    return measure(case(settings, "vgg13_bn", bm.models.vgg13_bn, shape), settings)
+def cases(settings: Settings) -> Iterator[Case]:
+    """VGG-13; a small batch in a quick run."""
+    shape = QUICK_SHAPE if settings.quick else SHAPE
+    yield case(settings, "vgg13_bn", bm.models.vgg13_bn, shape)
 
 
 def case(

@@ -56,4 +56,7 @@ void bind_family(pybind11::module_& m);
 // Defined in bindings_cuda.cpp or bindings_no_cuda.cpp, whichever the build compiles.
 void bind_cuda(pybind11::module_& m);
 
+// Rates and dry runs, into the submodule `cuda`; in bindings_cuda_device.cpp.
+void bind_cuda_device(pybind11::module_& sub);
+
 }  // namespace backmatch

@@ -75,6 +75,7 @@ void bind_cuda(py::module_& m) {
   sub.def("scaled_gram_solve", scaled_gram_solve, released(), "dtype"_a, "batch"_a, "n"_a, "K"_a,
           "k_row"_a, "k_col"_a, "D"_a, "d_batch"_a, "d_col"_a, "R"_a, "r_batch"_a, "r_col"_a,
           "damping"_a, "damping_stride"_a, "X"_a, "info"_a, "workspace"_a, "stream"_a);
+  bind_cuda_device(sub);
 }
 
 }  // namespace backmatch

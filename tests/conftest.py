@@ -1,9 +1,10 @@
-"""Fixtures of the tests that call the native CPU kernels, time them, or pretend to have a GPU."""
+"""Fixtures: native kernels and threads, kernels compiled for CUDA, a GPU to pretend with."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+import cuda_resources
 import pytest
 import torch
 
@@ -45,3 +46,13 @@ def pretend_cuda(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     import pretend_device
 
     return pretend_device.install(monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def compiled_kernels(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[str, cuda_resources.Compiled]:
+    """Every CUDA source by its file name, compiled once for all tests; needs nvcc."""
+    folder = tmp_path_factory.mktemp("nvcc")
+    done = cuda_resources.compile_all(cuda_resources.sources(), folder)
+    return {one.source: one for one in done}

@@ -21,7 +21,10 @@ import numpy as np
 REPOSITORY = Path(__file__).parent.parent
 KERNELS = REPOSITORY / "csrc" / "cuda"
 HOST = Path(__file__).parent / "cuda_host"
-KERNEL_SOURCES = ("spd_solve.cu", "scaled_gram_solve.cu")
+#: Every kernel has a header of its own; device.cu, which has none, asks the driver.
+KERNEL_SOURCES = tuple(
+    path.name for path in sorted(KERNELS.glob("*.cu")) if path.with_suffix(".cuh").exists()
+)
 
 GUARD_BYTES = 512
 H100_SHARED_BYTES = 232448
@@ -203,6 +206,20 @@ class CudaHost:
         self._call("scaled_gram_solve", (batch, n), args, inputs, {"X": X, "info": info}, device)
         return X.array, info.array
 
+    def chain_rate(self, stem: str, dtype, repeats: int, device=Device()):
+        """fma_rate or matrix_rate: the sum of every thread's chains, and the operations counted."""
+        size = self.workspace_bytes(stem, dtype, (), device)
+        sums = Guarded.contiguous((size // np.dtype(dtype).itemsize,), np.dtype(dtype))
+        flops = ctypes.c_double()
+        call = getattr(self._library, f"{stem}_{_precision(dtype)}")
+        call.argtypes, call.restype = (
+            [ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p],
+            (ctypes.c_char_p),
+        )
+        with self._watching(device, {}, {"sums": sums}):
+            self._raise(call(repeats, sums.address, ctypes.byref(flops)))
+        return sums.array, flops.value
+
     def planted(self, fault: int, source: np.ndarray, device=Device()) -> np.ndarray:
         """Runs a kernel with a planted fault (cuda_host/planted.cuh) on rows of 64 integers."""
         guarded = Guarded.copy_of(source)
@@ -224,6 +241,8 @@ class CudaHost:
         self._library.configure(device.seed, device.shared_bytes, device.multiprocessors)
         result = ctypes.c_int64()
         query = getattr(self._library, f"{stem}_workspace_{_precision(dtype)}")
+        query.argtypes = [ctypes.c_int64] * len(sizes) + [ctypes.c_void_p]
+        query.restype = ctypes.c_char_p
         self._raise(query(*sizes, ctypes.byref(result)))
         return result.value
 

@@ -1,4 +1,4 @@
-"""``benchmarks/``: README tables from stored results, and gpu.py where there is no GPU."""
+"""``benchmarks/``: README tables from stored results."""
 
 from __future__ import annotations
 
@@ -7,16 +7,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 
-import backmatch as bm
-from backmatch.bench import options, run, scaling, spd_solve, step, timing
+from backmatch.bench import options, run, scaling, step, timing
 from backmatch.bench.case import Settings
-from backmatch.bench.measure import measure
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 TINY = timing.Effort(repeats=2, seconds=1e-3, fewest=1, fewest_of_peers=1)
@@ -119,113 +116,3 @@ def test_every_benchmark_has_help(name: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"usage: {name}.py")
-
-
-# ---- gpu.py --------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def gpu() -> ModuleType:
-    import gpu
-
-    return gpu
-
-
-def test_no_gpu_is_said_in_one_line(
-    gpu: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert gpu.main([]) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.startswith("gpu.py: no CUDA device")
-    assert captured.err.count("\n") == 1
-
-
-def test_a_stage_that_fails_is_recorded_and_the_next_goes_on(
-    gpu: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    def failing(quick: bool, device: str) -> Any:
-        raise RuntimeError("no nvcc")
-
-    def skipped(quick: bool, device: str) -> Any:
-        raise gpu.Skipped("not on PATH")
-
-    monkeypatch.setitem(gpu.STAGES, "build", failing)
-    monkeypatch.setitem(gpu.STAGES, "sanitizer", skipped)
-    monkeypatch.setitem(gpu.STAGES, "tests", lambda quick, device: {"summary": "3 passed"})
-    out = tmp_path / "new" / "gpu.json"
-    assert gpu.run(["build", "sanitizer", "tests"], out, quick=True) == 1
-    stages = json.loads(out.read_text())["stages"]
-    assert stages["build"]["status"] == "failed"
-    assert stages["build"]["reason"] == "RuntimeError: no nvcc"
-    assert stages["sanitizer"]["status"] == "skipped"
-    assert stages["tests"] == {
-        "status": "passed",
-        "summary": "3 passed",
-        "elapsed_seconds": stages["tests"]["elapsed_seconds"],
-    }
-
-
-def test_its_stages_run_on_the_cpu(
-    gpu: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """What can be executed without a GPU: build information, kernels, steps, the workload."""
-    import gpu_vgg
-
-    monkeypatch.setattr(timing, "QUICK", TINY)
-    monkeypatch.setattr(spd_solve, "QUICK_SIZES", (8,))
-    monkeypatch.setattr(gpu, "KERNELS", ("spd_solve",))
-    monkeypatch.setattr(step, "NETS", {"small": ((5, 9, 4), 7)})
-    monkeypatch.setattr(gpu_vgg, "QUICK_SHAPE", (2, 1, 8, 8))
-    monkeypatch.setattr(bm.models, "vgg13_bn", bm.models.cnn)
-    out = tmp_path / "gpu.json"
-    assert gpu.run(["build", "kernels", "steps"], out, quick=True, device="cpu") == 0
-    stages = json.loads(out.read_text())["stages"]
-    assert stages["build"]["build"]["simd_active"]
-    assert [row["question"] for row in stages["kernels"]["rows"]] == ["spd_solve"]
-    vgg = stages["steps"]["rows"][-1]
-    assert vgg["iterations"]["backmatch"] > 0
-    assert "back-propagation" in vgg["ratios"]
-    gpu.workload("cpu")
-
-
-def test_rows_of_a_stage_with_a_wrong_answer_are_kept(
-    gpu: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(timing, "QUICK", TINY)
-    monkeypatch.setattr(spd_solve, "QUICK_SIZES", (8, 9))
-    right = bm.linalg.spd_solve
-    spoiled = lambda A, B: right(A, B) * (1.01 if A.shape[-1] == 8 else 1)  # noqa: E731
-    monkeypatch.setattr(bm.linalg, "spd_solve", spoiled)
-    stage = gpu.bench(("spd_solve",), True, "cpu")
-    assert stage["status"] == "failed"
-    assert "1 of 2 cases gave wrong answers" in stage["reason"]
-    assert ["times" in row for row in stage["rows"]] == [False, True]
-
-
-def test_a_sanitizer_finding_fails_its_stage(
-    gpu: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    program = tmp_path / "compute-sanitizer"
-    program.write_text('#!/bin/sh\n[ "$2" = racecheck ] && exit 99\necho "ERROR SUMMARY: 0 errors"')
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    with pytest.raises(RuntimeError, match="racecheck failed"):
-        gpu.sanitizer(False, "cuda")
-    assert gpu.sanitizer(True, "cuda")["tools"] == {"memcheck": "ERROR SUMMARY: 0 errors"}
-    monkeypatch.setenv("PATH", "")
-    with pytest.raises(gpu.Skipped, match="compute-sanitizer is not on PATH"):
-        gpu.sanitizer(True, "cuda")
-
-
-def test_gpu_peers_leave_other_devices_alone() -> None:
-    import gpu_peers
-
-    settings = Settings(
-        options.BenchOptions(quick=True, sizes=(8,), batch=3), torch.device("cpu"), TINY
-    )
-    case = next(iter(spd_solve.cases(settings)))
-    assert gpu_peers.with_peers(case) is case
-    assert gpu_peers.module("no_such_module_at_all") is None
-    assert "error" not in measure(case, settings)

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
 from collections.abc import Callable
-from pathlib import Path
 
+import cuda_report
+import cuda_resources
 import pytest
 import torch
-from cuda_host_library import KERNEL_SOURCES, KERNELS
+from cuda_host_library import KERNEL_SOURCES
 
 from backmatch import _C, linalg
 
-ARCHITECTURES = (80, 90)
 NVCC = shutil.which("nvcc")
 needs_nvcc = pytest.mark.skipif(NVCC is None, reason="no nvcc on PATH: CUDA is not compiled here")
 needs_gpu = pytest.mark.skipif(
@@ -30,33 +29,22 @@ DTYPES = [torch.float32, torch.float64]
 @needs_nvcc
 @pytest.mark.slow
 @pytest.mark.parametrize("source", KERNEL_SOURCES)
-def test_kernels_compile_without_spills(source: str, tmp_path: Path) -> None:
+def test_kernels_compile_without_spills(
+    source: str, compiled_kernels: dict[str, cuda_resources.Compiled]
+) -> None:
     """Every kernel, sm_80 and sm_90: no spills, no stack, no unresolved memory space."""
-    command = [NVCC, "-std=c++17", "-O3", f"-I{KERNELS / 'device'}", "-Xptxas", "-v", "-c"]
-    command += [f"-gencode=arch=compute_{a},code=sm_{a}" for a in ARCHITECTURES]
-    command += ["--keep", "--keep-dir", str(tmp_path), str(KERNELS / source)]
-    command += ["-o", str(tmp_path / "kernels.o")]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    assert "warning" not in result.stderr
-
-    entries = re.findall(
-        r"Compiling entry function '(\w+)' for '(sm_\d+)'.*?(\d+) bytes stack frame, "
-        r"(\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers",
-        result.stderr,
-        re.DOTALL,
-    )
-    assert {architecture for _, architecture, *_ in entries} == {f"sm_{a}" for a in ARCHITECTURES}
-    for name, architecture, stack, stores, loads, registers in entries:
-        print(f"{architecture} {registers:>4} registers  {name}")
-        assert (stack, stores, loads) == ("0", "0", "0"), name
+    compiled = compiled_kernels[source]
+    assert "warning" not in compiled.output
+    found = {each.architecture for each in compiled.instances}
+    assert found == set(cuda_resources.ARCHITECTURES)
+    for each in compiled.instances:
+        print(f"sm_{each.architecture} {each.registers:>4} registers  {each.name}")
+    assert not cuda_resources.in_local_memory(compiled.instances, cuda_report.REASONS)
 
     # Shared memory reached through generic addresses would work, but slowly.
-    for ptx in tmp_path.glob("*.ptx"):
-        generic = re.findall(
-            r"^\s*(?:ld|st)\.(?:v\d\.)?[fbsu]\d+.*$", ptx.read_text(), re.MULTILINE
-        )
-        assert not generic
+    assert len(compiled.ptx) == len(cuda_resources.ARCHITECTURES)
+    for ptx in compiled.ptx:
+        assert not re.findall(r"^\s*(?:ld|st)\.(?:v\d\.)?[fbsu]\d+.*$", ptx, re.MULTILINE)
 
 
 def test_failures_to_launch_are_errors_that_name_the_kernel() -> None:

@@ -12,10 +12,10 @@ from backmatch.linalg import _fused_cg, _ridge_choice, spd
 
 ROOT = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_python_blocks_run(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -35,7 +35,7 @@ def test_readme_has_python() -> None:
     assert BLOCK.search((ROOT / "README.md").read_text())
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_exist(path: Path) -> None:
     """Every relative link names a file, every link within a page a heading."""
     text = path.read_text()
@@ -63,7 +63,7 @@ def test_quoted_constants() -> None:
         assert [float(each) for each in found] == [float(value)], name
 
 
-@pytest.mark.parametrize("name", ["digits", "vision", "kernels", "step", "scaling"])
+@pytest.mark.parametrize("name", ["digits", "vision", "kernels", "step", "scaling", "gpu"])
 def test_documents_have_markers(name: str) -> None:
     """The benchmarks put their tables between them."""
     document = "docs/performance.md" if name == "scaling" else "README.md"

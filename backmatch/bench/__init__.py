@@ -10,9 +10,9 @@ rotating inputs, so that caches do not flatter and a machine that slows down slo
 - ``machine``: ``date``, ``cpu``, ``gpu`` (on CUDA), ``device``, ``threads``, ``simd``, ``commit``
   (``-dirty`` if files differ from it) and the versions;
 - ``options``: those of the run, ``quick`` among them; ``interrupted``: whether it was cut short;
-- ``rates``: by dtype, ``fma_gflops`` (a loop of multiply-adds in registers on all threads; on
-  CUDA a large matrix product) and ``copy_gbytes_per_second`` (read and written bytes of a copy
-  beyond the last-level cache), medians over all rows of the dtype;
+- ``rates``: by dtype, ``fma_gflops`` (a loop of multiply-adds in registers on all threads),
+  ``matrix_gflops`` (float64 on CUDA: the same on the matrix units) and ``copy_gbytes_per_second``
+  (read and written bytes of a copy beyond the last-level cache), medians over all its rows;
 - ``rows``: one per case.
 
 A row has ``question``, ``case`` (``n``, ``batch``, ``m``, ``dtype``, .. as they apply), ``ours``
@@ -25,7 +25,7 @@ A row has ``question``, ``case`` (``n``, ``batch``, ``m``, ``dtype``, .. as they
 - ``ratios``: peer -> its median over ours; ``best_peer``: the fastest one;
 - ``gflops``: name -> rate by the arithmetic that the problem needs; ``fraction_of_fma``;
 - ``bytes`` that must be read and written, ``fraction_of_copy`` (absent where meaningless);
-- ``fma_gflops``, ``copy_gbytes_per_second``: both rates, measured in turn with this case (their
+- ``fma_gflops``, ``copy_gbytes_per_second``: the rates, measured in turn with this case (their
   fastest sample: a limit is what the machine can do);
 - ``worst_scaled_residual``: name -> worst over the batch, in the unit that ``residual`` names;
 - further fields of a question: ``iterations``, ``tensor_peak_bytes``, ``process_peak_bytes``, ...

@@ -18,10 +18,11 @@ Inputs = tuple[Any, ...]
 #: The name of this package's candidate in every table.
 OURS = "backmatch"
 #: Bytes of matrices in one call, unless ``--batch`` says otherwise.
-_BATCH_BYTES, _QUICK_BATCH_BYTES, _CUDA_BATCH_BYTES = 64 * 2**20, 8 * 2**20, 4 * 2**30
+_BATCH_BYTES, _QUICK_BATCH_BYTES, _CUDA_BATCH_BYTES = 64 * 2**20, 8 * 2**20, 10 * 2**30
 _MOST_SYSTEMS, _FEWEST_SYSTEMS = 10_000, 64
-#: Most input sets, and bytes of all sets.
-_MOST_SETS, _MOST_SET_BYTES = 16, 2**30  # but always two sets
+#: Most input sets, and bytes of all sets; but always two sets, unless one alone exceeds the caches
+#: of a GPU: there a call goes over 10,000 systems of any order, and memory is short.
+_MOST_SETS, _MOST_CUDA_SETS, _MOST_SET_BYTES = 16, 256, 2**30
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,10 @@ class Settings:
         """The systems that were asked for, else as many as fill a memory of fixed size."""
         if self.options.batch is not None:
             return self.options.batch
-        large = _CUDA_BATCH_BYTES if self.device.type == "cuda" else _BATCH_BYTES
+        large = _BATCH_BYTES
+        if self.device.type == "cuda":  # the peers and the checks need copies
+            memory = torch.cuda.get_device_properties(self.device).total_memory
+            large = min(_CUDA_BATCH_BYTES, memory // 8)
         most = _QUICK_BATCH_BYTES if self.quick else large
         fewest = _FEWEST_SYSTEMS // 4 if self.quick else _FEWEST_SYSTEMS
         return max(fewest, min(_MOST_SYSTEMS, most // max(1, system_bytes)))
@@ -119,8 +123,11 @@ def rotated(shared: Inputs, systems: tuple[Tensor, ...], quick: bool = False) ->
         quick: stop at the size of the last-level cache instead of twice that.
     """
     size = sum(value.numel() * value.element_size() for value in (*shared, *systems))
-    wanted = last_level_cache(systems[0].device) * (1 if quick else 2)
-    count = max(2, min(_MOST_SETS, -(-wanted // max(1, size)), _MOST_SET_BYTES // max(1, size)))
+    device = systems[0].device
+    wanted = last_level_cache(device) * (1 if quick else 2)
+    most, fewest = (_MOST_CUDA_SETS, 1) if device.type == "cuda" else (_MOST_SETS, 2)
+    enough = min(most, -(-wanted // max(1, size)), _MOST_SET_BYTES // max(1, size))
+    count = max(fewest, enough)
     sets = [(*shared, *systems)]
     for turn in range(1, count):
         copies = (value.clone() for value in shared)

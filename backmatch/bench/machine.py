@@ -22,8 +22,8 @@ _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
 #: Steps of every chain in one call of the native loop: about a millisecond.
 _FMA_STEPS = 100_000
-#: Order of the product that stands in for an FMA loop on CUDA.
-_PRODUCT = 4096
+#: The same on CUDA: a few tenths of a millisecond on a large GPU.
+_CUDA_FMA_STEPS = 4096
 
 
 def describe(device: torch.device) -> dict[str, Any]:
@@ -48,6 +48,8 @@ def describe(device: torch.device) -> dict[str, Any]:
             "gpu_memory_gib": round(properties.total_memory / 2**30, 1),
             "compute_capability": f"{properties.major}.{properties.minor}",
             "cuda": torch.version.cuda,
+            "cuda_of_build": build["cuda_version"],
+            "driver": driver(),
         }
     return about
 
@@ -57,6 +59,16 @@ def cpu_name() -> str:
     lines = _CPU_INFO.read_text().splitlines() if _CPU_INFO.exists() else []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, platform.machine())
+
+
+def driver() -> str | None:
+    """Version of the GPU's driver, where its tool tells."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        run = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return (run.stdout.splitlines() or [""])[0].strip() or None
 
 
 def last_level_cache(device: torch.device) -> int:
@@ -100,17 +112,36 @@ class Rate:
 def rates(device: torch.device, dtype: torch.dtype) -> dict[str, Rate]:
     """``"fma"`` (operations) and ``"copy"`` (bytes read and written), ready to be timed.
 
-    Valid for the number of threads in force.
+    Valid for the number of threads in force. On CUDA in float64 ``"matrix"`` besides: multiply-adds
+    on the matrix units.
     """
-    return {"fma": _fma(device, dtype), "copy": _copy(device)}
+    found = {"fma": _fma(device, dtype), "copy": _copy(device)}
+    if device.type == "cuda" and dtype == torch.float64:
+        found["matrix"] = _matrix(device)
+    return found
 
 
 def _fma(device: torch.device, dtype: torch.dtype) -> Rate:
     if device.type == "cpu":
         fma_rate, name = _library.native().fma_rate, _library.DTYPE_NAMES[dtype]
         return Rate(lambda: fma_rate(name, _FMA_STEPS), fma_rate(name, _FMA_STEPS))
-    left = torch.rand(_PRODUCT, _PRODUCT, device=device, dtype=dtype)
-    return Rate(lambda: left @ left, 2.0 * _PRODUCT**3)
+    cuda, name = _library.native_cuda(), _library.DTYPE_NAMES[dtype]
+    return _cuda_rate(functools.partial(cuda.fma_rate, name), cuda.fma_rate_workspace(name), device)
+
+
+def _matrix(device: torch.device) -> Rate:
+    cuda = _library.native_cuda()
+    return _cuda_rate(cuda.matrix_rate, cuda.matrix_rate_workspace(), device)
+
+
+def _cuda_rate(launch: Callable[..., float], size: int, device: torch.device) -> Rate:
+    workspace = torch.empty(size, dtype=torch.uint8, device=device)
+
+    def run() -> float:
+        stream = torch.cuda.current_stream().cuda_stream
+        return launch(_CUDA_FMA_STEPS, workspace.data_ptr(), stream)
+
+    return Rate(run, run())
 
 
 @functools.lru_cache  # the buffers take longer to make than to copy

@@ -117,12 +117,16 @@ class _Contest:
         fewest = {
             name: peers if name in counts and name != OURS else effort.fewest for name in calls
         }
-        measured = timing.interleave(calls, seconds, fewest, effort, self.settings.check_stop)
+        measured = timing.interleave(
+            calls, seconds, fewest, effort, self.settings.check_stop, self.settings.device.type
+        )
         # A limit is what the machine can do: the fastest sample, which another process that takes a
         # core away for a while does not lower.
         rate_of = {name: rate.work / min(measured.pop(name).times) for name, rate in rates.items()}
         times = {name: _summary(one, case, counts[name]) for name, one in measured.items()}
         row["fma_gflops"] = rate_of["fma"] / 1e9
+        if "matrix" in rate_of:
+            row["matrix_gflops"] = rate_of["matrix"] / 1e9
         row["copy_gbytes_per_second"] = rate_of["copy"] / 1e9
         return row | {"times": times}
 

@@ -96,7 +96,8 @@ def settle(options: BenchOptions, check_stop: Callable[[], None] = lambda: None)
         device = "cpu" if lacking else "cuda"
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    effort = timing.QUICK if options.quick else timing.FULL
+    full = timing.CUDA if device == "cuda" else timing.FULL
+    effort = timing.QUICK if options.quick else full
     settings = Settings(options, torch.device(device), effort, check_stop)
     _require_memory(settings)
     return settings
@@ -181,7 +182,7 @@ def collect(
         "machine": machine.describe(settings.device),
         "options": settings.options.as_dict(),
         "interrupted": interrupted,
-        "rates": _rates(rows),
+        "rates": rates_of(rows),
         "rows": rows,
     }
     return result, failure
@@ -193,14 +194,16 @@ def _is_memory(error: BaseException) -> bool:
     )
 
 
-def _rates(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
+def rates_of(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
     """Medians over the rows of each dtype that ran with all threads."""
     found: dict[str, dict[str, float]] = {}
-    names = ("fma_gflops", "copy_gbytes_per_second")
-    full = [row for row in rows if "times" in row and "threads" not in row["case"]]
+    names = ("fma_gflops", "matrix_gflops", "copy_gbytes_per_second")
+    full = [row for row in rows if "fma_gflops" in row and "threads" not in row["case"]]
     for dtype in dict.fromkeys(row["case"]["dtype"] for row in full):
         same = [row for row in full if row["case"]["dtype"] == dtype]
-        found[dtype] = {name: statistics.median(row[name] for row in same) for name in names}
+        found[dtype] = {
+            name: statistics.median(row[name] for row in same) for name in names if name in same[0]
+        }
     return found
 
 

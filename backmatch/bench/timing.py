@@ -1,9 +1,10 @@
 """Interleaved timing: all candidates in turn, each turn on the next inputs.
 
 Clock and statistics are those of ``torch.utils.benchmark`` (its timer synchronises CUDA, its
-``Measurement`` has median and interquartile range). The loop is ours: ``Timer.timeit`` measures one
-candidate at a time, so that a machine that changes its speed between two candidates would decide
-their ratio, and it warms up before every sample, which triples the cost of a slow peer.
+``Measurement`` has median and interquartile range); on CUDA a sample is the time between two events
+on the stream, so that waiting for the device does not count. The loop is ours: ``Timer.timeit``
+measures one candidate at a time, so that a machine that changes its speed between two of them would
+decide their ratio, and it warms up before every sample, which triples the cost of a slow peer.
 """
 
 from __future__ import annotations
@@ -53,6 +54,8 @@ class Effort:
 
 
 FULL = Effort()
+#: A machine with a GPU is rented by the minute, and a GPU's times vary little.
+CUDA = Effort(repeats=25, seconds=0.5, fewest=20, fewest_of_peers=20)
 QUICK = Effort(repeats=9, seconds=0.12, fewest=5, fewest_of_peers=2)
 
 
@@ -98,6 +101,7 @@ def interleave(
     fewest: Mapping[str, int],
     effort: Effort,
     check_stop: Callable[[], None] = lambda: None,
+    device: str = "cpu",
 ) -> dict[str, Measurement]:
     """Time all calls in rounds; a slow one takes part in fewer rounds, spread over all.
 
@@ -107,11 +111,13 @@ def interleave(
         fewest: name -> samples taken in any case.
         effort: samples and time.
         check_stop: called between samples; raises to end the measurement.
+        device: where the calls run; ``"cuda"`` is timed by events.
 
     Returns:
         One ``Measurement`` per name, whose times are seconds per call.
     """
     numbers, samples = {}, {}
+    sample = _sample_by_events if device == "cuda" else _sample
     for name in calls:
         once = max(estimates[name], 1e-9)
         numbers[name] = min(MOST_CALLS, max(1, math.ceil(SAMPLE_SECONDS / once)))
@@ -129,7 +135,7 @@ def interleave(
                 check_stop()
                 if estimates[name] <= WARMED_SECONDS:
                     calls[name]()
-                raw[name].append(_sample(calls[name], numbers[name]))
+                raw[name].append(sample(calls[name], numbers[name]))
     threads = torch.get_num_threads()
     return {
         name: Measurement(
@@ -148,3 +154,16 @@ def _sample(call: Call, number: int) -> float:
     for _ in loop:
         call()
     return clock() - began
+
+
+def _sample_by_events(call: Call, number: int) -> float:
+    """The same by the device's own clock; calls enqueue on the current stream."""
+    event: Any = torch.cuda.Event  # untyped in torch
+    began, ended = event(enable_timing=True), event(enable_timing=True)
+    loop = itertools.repeat(None, number)
+    began.record()
+    for _ in loop:
+        call()
+    ended.record()
+    ended.synchronize()
+    return float(began.elapsed_time(ended)) / 1e3

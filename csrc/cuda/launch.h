@@ -27,4 +27,13 @@ int64_t scaled_gram_solve_workspace(int64_t batch, int64_t n);
 template <class T>
 void launch_scaled_gram_solve(const ScaledGramArgs<T>& args, void* workspace, void* stream);
 
+// The device's rate of multiply-adds, by the vector units and by the matrix units (double): starts
+// `repeats` steps and returns the operations that they are; fma_rate.cuh.
+template <class T>
+int64_t fma_rate_workspace();
+template <class T>
+double launch_fma_rate(int64_t repeats, void* workspace, void* stream);
+int64_t matrix_rate_workspace();
+double launch_matrix_rate(int64_t repeats, void* workspace, void* stream);
+
 }  // namespace backmatch::cuda

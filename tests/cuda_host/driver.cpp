@@ -39,12 +39,26 @@ namespace cuda = backmatch::cuda;
   }                                                                                              \
   const char* scaled_gram_solve_workspace_##T(int64_t batch, int64_t n, int64_t* bytes) {        \
     return guarded([&] { *bytes = cuda::scaled_gram_solve_workspace<T>(batch, n); });            \
+  }                                                                                              \
+  const char* fma_rate_##T(int64_t repeats, void* workspace, double* flops) {                    \
+    return guarded([&] { *flops = cuda::launch_fma_rate<T>(repeats, workspace, nullptr); });     \
+  }                                                                                              \
+  const char* fma_rate_workspace_##T(int64_t* bytes) {                                           \
+    return guarded([&] { *bytes = cuda::fma_rate_workspace<T>(); });                             \
   }
 
 extern "C" {
 
 BACKMATCH_PRECISION(float)
 BACKMATCH_PRECISION(double)
+
+const char* matrix_rate_double(int64_t repeats, void* workspace, double* flops) {
+  return guarded([&] { *flops = cuda::launch_matrix_rate(repeats, workspace, nullptr); });
+}
+
+const char* matrix_rate_workspace_double(int64_t* bytes) {
+  return guarded([&] { *bytes = cuda::matrix_rate_workspace(); });
+}
 
 const char* planted(int fault, const cuda::PlantedArgs* args, int64_t blocks) {
   return guarded([&] { cuda::launch_planted(fault, *args, blocks); });

@@ -13,6 +13,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "dry_run.h"
 #include "kernel_name.h"
 
 namespace backmatch::cuda {
@@ -66,25 +67,15 @@ __device__ __forceinline__ unsigned char* shared_memory() {
   return backmatch_shared;
 }
 
-struct DeviceLimits {
-  int64_t shared_bytes;  // dynamic shared memory one block may opt in to
-  int64_t multiprocessors;
-};
-
-struct LaunchShape {
-  int64_t blocks;
-  int threads;
-  int64_t shared_bytes;
-};
-
 inline void check(const std::string& what, cudaError_t status) {
   if (status != cudaSuccess) {
     throw std::runtime_error("backmatch CUDA: " + what + ": " + cudaGetErrorString(status));
   }
 }
 
-// Limits of the current device.
+// Limits of the current device, or of the dry run's.
 inline DeviceLimits device_limits() {
+  if (const DryRun* dry = DryRun::active()) return dry->limits;
   int device = 0, shared = 0, multiprocessors = 0;
   check("current device", cudaGetDevice(&device));
   check("shared memory limit",
@@ -94,17 +85,19 @@ inline DeviceLimits device_limits() {
   return {shared, multiprocessors};
 }
 
-// Every kernel starts here: opts in to large shared memory, launches, and checks both.
+// Every kernel starts here: opts in to large shared memory, launches, and checks both; in a dry run
+// it is only noted.
 template <auto kernel, class... Args>
 void launch(const LaunchShape& shape, void* stream, Args... args) {
   constexpr int64_t kSharedWithoutOptIn = 48 * 1024;
   constexpr int64_t kMaxBlocks = (int64_t(1) << 31) - 1;
-  const std::string name = kernel_name(__PRETTY_FUNCTION__);
+  static const std::string name = kernel_name(__PRETTY_FUNCTION__);
   if (shape.blocks > kMaxBlocks) {
     throw std::invalid_argument("backmatch CUDA: " + name + ": needs " +
                                 std::to_string(shape.blocks) + " blocks, at most " +
                                 std::to_string(kMaxBlocks) + " fit a launch; split the batch");
   }
+  if (DryRun* dry = DryRun::active()) return dry->launches.push_back({name, shape});
   if (shape.shared_bytes > kSharedWithoutOptIn) {
     check(name, cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                      cudaFuncAttributeMaxDynamicSharedMemorySize,
