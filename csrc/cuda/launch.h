@@ -27,4 +27,8 @@ int64_t scaled_gram_solve_workspace(int64_t batch, int64_t n);
 template <class T>
 void launch_scaled_gram_solve(const ScaledGramArgs<T>& args, void* workspace, void* stream);
 
+// Needs no workspace.
+template <class T>
+void launch_weighted_gram(const WeightedGramArgs<T>& args, void* stream);
+
 }  // namespace backmatch::cuda

@@ -1,0 +1,206 @@
+// G_j = Z^T diag(w_j) Z + damping_j I: many weightings of one Z, G full and symmetric.
+//
+// Only the lower triangle is summed; every entry is written twice from one sum, so G is symmetric
+// to the bit. A group of threads owns a square of kSide x kSide entries of one system's G: a warp
+// where n <= 32 (kSide = 8, 16, 32; four systems a block), else the block, with squares of 64 for
+// n <= 64 and of 128 beyond. The square is divided into warp tiles (gram_tile.cuh); warps whose
+// tile lies above the diagonal or beyond n only help to load.
+// The group goes through Z in windows of kWindow rows: it lists the window's active rows, then takes
+// them in chunks of kChunk rows into shared memory. The next chunk is read into registers while the
+// products of this one are summed. At the end the square passes through shared memory, so that
+// both of its copies are written row by row.
+// Who owns what: a square is written by its group alone; Z, w and damping are only read.
+// Where it synchronises (a warp barrier for groups of one warp): in and after the listing, after
+// a chunk was stored, after it was used, and between writing the square to shared memory and
+// reading it. The last chunk's second barrier also frees the list and the memory for the square.
+// No atomics, nothing between groups.
+//
+// Floors for one system with a active rows: a n^2 / 2 multiply-adds and n^2 numbers written. Read
+// from L2: 128 rows of 128 floats cost 8 bytes a clock and multiprocessor at full speed (10 on the
+// diagonal), 16 in double.
+// Considered and rejected: keeping a chunk of Z in shared memory for several systems (their active
+// rows differ, so weights would be applied to registers: 8 multiplications for 64 multiply-adds, as
+// much as loading costs here), two buffers for chunks (one barrier less a chunk; where it matters,
+// several blocks share a multiprocessor and hide it), squares of 32 for n > 32 (twice the reads),
+// a list of all rows at once (m is not bounded; here the last chunk of a window is padded instead,
+// 4 rows of 128 at half activity). See gram_tile.cuh for other number formats.
+#pragma once
+
+#include "../kernels.h"
+#include "gram_tile.cuh"
+
+namespace backmatch::cuda {
+
+// The group that owns a square of kSide, and its shared memory.
+template <class T, int kSide>
+struct SquareGroup {
+  using Tile = WarpTile<T, kSide>;
+  static constexpr int kColumns = kSide;
+  static constexpr bool kOneWarp = kSide <= 32;
+  static constexpr int kTilesDown = kSide / Tile::kRows;
+  static constexpr int kTilesAcross = kSide / Tile::kColumns;
+  static constexpr int kThreads = kWarp * kTilesDown * kTilesAcross;
+  static constexpr int kPerBlock = kOneWarp ? 4 : 1;
+  static constexpr int kBlockThreads = kThreads * kPerBlock;
+  static constexpr int kBlocks = 512 / kBlockThreads;  // on a multiprocessor: 128 registers a thread
+  static constexpr int kStride = (kSide + 15) / 16 * 16 + 4;
+  static constexpr int kChunkSize = 2 * kChunk * kStride;
+  static constexpr int kSquareStride = kSide + 1;
+  static constexpr int kSquareSize = kSide * kSquareStride;
+  static constexpr int64_t kSharedBytes =
+      (int64_t(kChunkSize > kSquareSize ? kChunkSize : kSquareSize) * sizeof(T) + 15) / 16 * 16 +
+      ActiveRows<T>::kBytes;
+  // Entries of a chunk that a thread loads: one column, every kRowStep-th row.
+  static constexpr int kRowStep = kThreads / kSide;
+  static constexpr int kLoads = kChunk / kRowStep;
+  static_assert(kRowStep * kSide == kThreads && kLoads * kRowStep == kChunk);
+};
+
+// One column of a chunk: the entries of rows start, start + kRowStep, ... as far as they are active.
+template <class S, class T>
+__device__ __forceinline__ void load_column(const T* column, const int64_t* offset, int active,
+                                            T (&value)[S::kLoads]) {
+#pragma unroll
+  for (int q = 0; q < S::kLoads; ++q) {
+    value[q] = q * S::kRowStep < active ? column[offset[q * S::kRowStep]] : T(0);
+  }
+}
+
+// Writes the square at (top, side) and its mirror image from shared memory.
+template <class S, class T>
+__device__ __forceinline__ void store_square(const WeightedGramArgs<T>& args, int64_t system,
+                                             int64_t top, int64_t side, const T* square, int rank) {
+  const int64_t n = args.n;
+  T* G = args.G + system * n * n;
+  const bool diagonal = top == side;
+  for (int e = rank; e < S::kColumns * S::kColumns; e += S::kThreads) {
+    const int i = e / S::kColumns, c = e % S::kColumns;
+    if (top + i < n && side + c < n) {
+      const bool mirrored = diagonal && c > i;
+      const int place = mirrored ? c * S::kSquareStride + i : i * S::kSquareStride + c;
+      G[(top + i) * n + side + c] = square[place];
+    }
+    if (!diagonal && side + i < n && top + c < n) {
+      G[(side + i) * n + top + c] = square[c * S::kSquareStride + i];
+    }
+  }
+}
+
+// Where a warp's tile lies: its square, from row `top` and column `side` of G on, and in the square.
+struct TilePlace {
+  int64_t top, side;
+  int row, column;
+  bool busy;  // otherwise nobody needs it
+};
+
+// Sums the tile of this thread's warp over all active rows.
+template <class S, class T>
+__device__ __forceinline__ void sum_tile(const WeightedGramArgs<T>& args, int64_t system,
+                                         const Group& group, const TilePlace& place, T* chunk,
+                                         const ActiveRows<T>& rows, typename S::Tile& tile) {
+  const int lane = group.rank % kWarp;
+  const int own = group.rank % S::kColumns;
+  const int first = group.rank / S::kColumns;
+  T* left = chunk;
+  T* right = left + kChunk * S::kStride;
+  T* const left_own = left + first * S::kStride + own;
+  T* const right_own = right + first * S::kStride + own;
+  const T* left_column = args.Z + (place.top + own) * args.z_col;
+  const T* right_column = args.Z + (place.side + own) * args.z_col;
+  const bool left_live = place.top + own < args.n;
+  const bool right_live = place.side + own < args.n;
+  const bool two_columns = S::kColumns == 128 && place.top != place.side;
+  const T* w = args.w + system * args.w_batch;
+  for (int64_t base = 0; base < args.m; base += kWindow) {
+    const int count =
+        rows.template find<S::kOneWarp>(group, base, args.m, args.z_row,
+                                        [&](int64_t row) { return w[row * args.w_col]; });
+    sync_group<S::kOneWarp>();
+    T value[S::kLoads], other[S::kLoads];
+    const auto load = [&](int start) {
+      const int64_t* offset = rows.offset + start + first;
+      const int active = count - start - first;
+      load_column<S>(left_column, offset, left_live ? active : 0, value);
+      if (two_columns) load_column<S>(right_column, offset, right_live ? active : 0, other);
+    };
+    load(0);
+    for (int start = 0; start < count; start += kChunk) {
+#pragma unroll
+      for (int q = 0; q < S::kLoads; ++q) {
+        const T weight = rows.weight[start + first + q * S::kRowStep];
+        left_own[q * S::kRowStep * S::kStride] = weight * value[q];
+        right_own[q * S::kRowStep * S::kStride] = two_columns ? other[q] : value[q];
+      }
+      sync_group<S::kOneWarp>();
+      load(start + kChunk);
+      if (place.busy) tile.add(left + place.row, right + place.column, S::kStride, lane);
+      sync_group<S::kOneWarp>();
+    }
+  }
+  tile.finish(lane);
+}
+
+template <class T, int kSide>
+__global__ void __launch_bounds__((SquareGroup<T, kSide>::kBlockThreads),
+                                  (SquareGroup<T, kSide>::kBlocks))
+    weighted_gram_kernel(WeightedGramArgs<T> args) {
+  using S = SquareGroup<T, kSide>;
+  using Tile = typename S::Tile;
+  const int member = thread_index() / S::kThreads;
+  const Group group{thread_index() % S::kThreads, S::kThreads};
+  const int64_t squares = (args.n + kSide - 1) / kSide;
+  const int64_t per_system = squares * (squares + 1) / 2;
+  const int64_t unit = block_index() * S::kPerBlock + member;
+  const int64_t system = unit / per_system;
+  if (system >= args.batch) return;  // whole groups; without a barrier of the block below
+  int64_t top = 0, side = unit % per_system;
+  while (side > top) side -= ++top;
+  top *= kSide;
+  side *= kSide;
+
+  const int lane = group.rank % kWarp;
+  const int warp = group.rank / kWarp;
+  TilePlace place{top, side, warp / S::kTilesAcross * Tile::kRows,
+                  warp % S::kTilesAcross * Tile::kColumns, false};
+  const bool below = top != side || place.column < place.row + Tile::kRows;
+  place.busy = below && top + place.row < args.n && side + place.column < args.n;
+
+  unsigned char* memory = shared_memory() + member * S::kSharedBytes;
+  const ActiveRows<T> rows(memory);
+  T* square = reinterpret_cast<T*>(memory + ActiveRows<T>::kBytes);
+  Tile tile;
+  sum_tile<S>(args, system, group, place, square, rows, tile);
+
+  const T damping = args.damping[system * args.damping_stride];
+  if (place.busy) {
+    tile.visit(lane, [&](int i, int c, T sum) {
+      const int row = place.row + i, column = place.column + c;
+      const bool on_diagonal = top == side && row == column;
+      square[row * S::kSquareStride + column] = on_diagonal ? sum + damping : sum;
+    });
+  }
+  sync_group<S::kOneWarp>();
+  store_square<S>(args, system, top, side, square, group.rank);
+}
+
+template <class T, int kSide>
+void launch_weighted_gram_squares(const WeightedGramArgs<T>& args, void* stream) {
+  using S = SquareGroup<T, kSide>;
+  const int64_t squares = (args.n + kSide - 1) / kSide;
+  const int64_t units = args.batch * (squares * (squares + 1) / 2);
+  const LaunchShape shape{(units + S::kPerBlock - 1) / S::kPerBlock, S::kBlockThreads,
+                          S::kSharedBytes * S::kPerBlock};
+  launch<weighted_gram_kernel<T, kSide>>(shape, stream, args);
+}
+
+template <class T>
+void launch_weighted_gram(const WeightedGramArgs<T>& args, void* stream) {
+  if (args.batch == 0 || args.n == 0) return;
+  if (args.n <= 8) return launch_weighted_gram_squares<T, 8>(args, stream);
+  if (args.n <= 16) return launch_weighted_gram_squares<T, 16>(args, stream);
+  if (args.n <= 32) return launch_weighted_gram_squares<T, 32>(args, stream);
+  if (args.n <= 64) return launch_weighted_gram_squares<T, 64>(args, stream);
+  launch_weighted_gram_squares<T, 128>(args, stream);
+}
+
+}  // namespace backmatch::cuda
