@@ -50,10 +50,15 @@ __device__ __forceinline__ void sync_group() {
   }
 }
 
+template <class T>
+__device__ __forceinline__ T at_byte(const T* start, int64_t bytes) {
+  return *reinterpret_cast<const T*>(reinterpret_cast<const char*>(start) + bytes);
+}
+
 // The active rows of a window, in order, then zeros up to a multiple of kChunk. In shared memory.
 template <class T>
 struct ActiveRows {
-  int64_t* offset;  // from the first row of Z, in elements
+  int64_t* offset;  // from the first row of Z, in bytes
   T* weight;
   int32_t* counts;  // kSegments
 
@@ -65,12 +70,14 @@ struct ActiveRows {
         weight(reinterpret_cast<T*>(offset + kWindow)),
         counts(reinterpret_cast<int32_t*>(weight + kWindow)) {}
 
-  // Lists the rows from `base` on, at most kWindow, that are before `end` and whose weight_of(row)
-  // is not 0 (NaN counts); the group does it together. Returns their number. Has a barrier inside;
+  // Lists the rows of Z from `base` on, at most kWindow, that are before `end` and whose weight_of
+  // is not 0 (NaN counts); the group does it together, and calls placed(place in the list, row, weight)
+  // for each. Returns their number. Has a barrier inside;
   // the caller puts one before the list is read, and one before the next call.
-  template <bool kOneWarp, class WeightOf>
+  template <bool kOneWarp, class WeightOf, class Placed>
   __device__ __forceinline__ int find(const Group& group, int64_t base, int64_t end,
-                                      int64_t row_stride, const WeightOf& weight_of) const {
+                                      int64_t row_stride, const WeightOf& weight_of,
+                                      const Placed& placed) const {
     const int lane = group.rank % kWarp;
     const int size = static_cast<int>(end - base < kWindow ? end - base : kWindow);
     for (int s = group.rank / kWarp; s < kSegments; s += group.threads / kWarp) {
@@ -86,8 +93,9 @@ struct ActiveRows {
       int place = count_bits(active & ((1u << lane) - 1));
       for (int q = 0; q < s; ++q) place += counts[q];
       if (own != 0) {
-        offset[place] = (base + i) * row_stride;
+        offset[place] = (base + i) * row_stride * int64_t(sizeof(T));
         weight[place] = own;
+        placed(place, base + i, own);
       }
     }
     int total = 0;

@@ -31,4 +31,10 @@ void launch_scaled_gram_solve(const ScaledGramArgs<T>& args, void* workspace, vo
 template <class T>
 void launch_weighted_gram(const WeightedGramArgs<T>& args, void* stream);
 
+// Needs no workspace; takes only orders n that the other function says fit on the current device.
+template <class T>
+bool ridge_primal_fits(int64_t n);
+template <class T>
+void launch_ridge_primal(const RidgePrimalArgs<T>& args, void* stream);
+
 }  // namespace backmatch::cuda

@@ -31,6 +31,15 @@
 
 namespace backmatch::cuda {
 
+constexpr int64_t kMaxGramOrder = int64_t(1) << 24;  // keeps numbers of squares in 32 bits
+
+// Squares of the lower triangle of a matrix of order n.
+template <int kSide>
+__host__ __device__ __forceinline__ constexpr int64_t squares_of(int64_t n) {
+  const int64_t side = (n + kSide - 1) / kSide;
+  return side * (side + 1) / 2;
+}
+
 // The group that owns a square of kSide, and its shared memory.
 template <class T, int kSide>
 struct SquareGroup {
@@ -58,40 +67,40 @@ struct SquareGroup {
 
 // One column of a chunk: the entries of rows start, start + kRowStep, ... as far as they are active.
 template <class S, class T>
-__device__ __forceinline__ void load_column(const T* column, const int64_t* offset, int active,
-                                            T (&value)[S::kLoads]) {
+__device__ __forceinline__ void load_column(const T* Z, const int64_t* row, int64_t column,
+                                            int active, T (&value)[S::kLoads]) {
 #pragma unroll
   for (int q = 0; q < S::kLoads; ++q) {
-    value[q] = q * S::kRowStep < active ? column[offset[q * S::kRowStep]] : T(0);
+    value[q] = q * S::kRowStep < active ? at_byte(Z, row[q * S::kRowStep] + column) : T(0);
   }
 }
 
-// Writes the square at (top, side) and its mirror image from shared memory.
+// Where a warp's tile lies: its square, from row `top` and column `side` of G on, and in the square.
+struct TilePlace {
+  int top, side;
+  int row, column;
+  bool busy;  // otherwise nobody needs it
+};
+
+// Writes the square and its mirror image from shared memory.
 template <class S, class T>
 __device__ __forceinline__ void store_square(const WeightedGramArgs<T>& args, int64_t system,
-                                             int64_t top, int64_t side, const T* square, int rank) {
-  const int64_t n = args.n;
+                                             const TilePlace& place, const T* square, int rank) {
+  const int64_t n = args.n, top = place.top, side = place.side;
   T* G = args.G + system * n * n;
   const bool diagonal = top == side;
   for (int e = rank; e < S::kColumns * S::kColumns; e += S::kThreads) {
     const int i = e / S::kColumns, c = e % S::kColumns;
     if (top + i < n && side + c < n) {
       const bool mirrored = diagonal && c > i;
-      const int place = mirrored ? c * S::kSquareStride + i : i * S::kSquareStride + c;
-      G[(top + i) * n + side + c] = square[place];
+      const int at = mirrored ? c * S::kSquareStride + i : i * S::kSquareStride + c;
+      G[(top + i) * n + side + c] = square[at];
     }
     if (!diagonal && side + i < n && top + c < n) {
       G[(side + i) * n + top + c] = square[c * S::kSquareStride + i];
     }
   }
 }
-
-// Where a warp's tile lies: its square, from row `top` and column `side` of G on, and in the square.
-struct TilePlace {
-  int64_t top, side;
-  int row, column;
-  bool busy;  // otherwise nobody needs it
-};
 
 // Sums the tile of this thread's warp over all active rows.
 template <class S, class T>
@@ -105,23 +114,23 @@ __device__ __forceinline__ void sum_tile(const WeightedGramArgs<T>& args, int64_
   T* right = left + kChunk * S::kStride;
   T* const left_own = left + first * S::kStride + own;
   T* const right_own = right + first * S::kStride + own;
-  const T* left_column = args.Z + (place.top + own) * args.z_col;
-  const T* right_column = args.Z + (place.side + own) * args.z_col;
+  const int64_t left_column = int64_t(place.top + own) * args.z_col * int64_t(sizeof(T));
+  const int64_t right_column = int64_t(place.side + own) * args.z_col * int64_t(sizeof(T));
   const bool left_live = place.top + own < args.n;
   const bool right_live = place.side + own < args.n;
   const bool two_columns = S::kColumns == 128 && place.top != place.side;
   const T* w = args.w + system * args.w_batch;
   for (int64_t base = 0; base < args.m; base += kWindow) {
-    const int count =
-        rows.template find<S::kOneWarp>(group, base, args.m, args.z_row,
-                                        [&](int64_t row) { return w[row * args.w_col]; });
+    const int count = rows.template find<S::kOneWarp>(
+        group, base, args.m, args.z_row, [&](int64_t row) { return w[row * args.w_col]; },
+        [](int, int64_t, T) {});
     sync_group<S::kOneWarp>();
     T value[S::kLoads], other[S::kLoads];
     const auto load = [&](int start) {
-      const int64_t* offset = rows.offset + start + first;
+      const int64_t* row = rows.offset + start + first;
       const int active = count - start - first;
-      load_column<S>(left_column, offset, left_live ? active : 0, value);
-      if (two_columns) load_column<S>(right_column, offset, right_live ? active : 0, other);
+      load_column<S>(args.Z, row, left_column, left_live ? active : 0, value);
+      if (two_columns) load_column<S>(args.Z, row, right_column, right_live ? active : 0, other);
     };
     load(0);
     for (int start = 0; start < count; start += kChunk) {
@@ -148,22 +157,19 @@ __global__ void __launch_bounds__((SquareGroup<T, kSide>::kBlockThreads),
   using Tile = typename S::Tile;
   const int member = thread_index() / S::kThreads;
   const Group group{thread_index() % S::kThreads, S::kThreads};
-  const int64_t squares = (args.n + kSide - 1) / kSide;
-  const int64_t per_system = squares * (squares + 1) / 2;
+  const int64_t per_system = squares_of<kSide>(args.n);
   const int64_t unit = block_index() * S::kPerBlock + member;
   const int64_t system = unit / per_system;
   if (system >= args.batch) return;  // whole groups; without a barrier of the block below
-  int64_t top = 0, side = unit % per_system;
-  while (side > top) side -= ++top;
-  top *= kSide;
-  side *= kSide;
+  int down = 0, across = static_cast<int>(unit % per_system);
+  while (across > down) across -= ++down;
 
   const int lane = group.rank % kWarp;
   const int warp = group.rank / kWarp;
-  TilePlace place{top, side, warp / S::kTilesAcross * Tile::kRows,
+  TilePlace place{down * kSide, across * kSide, warp / S::kTilesAcross * Tile::kRows,
                   warp % S::kTilesAcross * Tile::kColumns, false};
-  const bool below = top != side || place.column < place.row + Tile::kRows;
-  place.busy = below && top + place.row < args.n && side + place.column < args.n;
+  const bool below = down != across || place.column < place.row + Tile::kRows;
+  place.busy = below && place.top + place.row < args.n && place.side + place.column < args.n;
 
   unsigned char* memory = shared_memory() + member * S::kSharedBytes;
   const ActiveRows<T> rows(memory);
@@ -175,19 +181,18 @@ __global__ void __launch_bounds__((SquareGroup<T, kSide>::kBlockThreads),
   if (place.busy) {
     tile.visit(lane, [&](int i, int c, T sum) {
       const int row = place.row + i, column = place.column + c;
-      const bool on_diagonal = top == side && row == column;
+      const bool on_diagonal = down == across && row == column;
       square[row * S::kSquareStride + column] = on_diagonal ? sum + damping : sum;
     });
   }
   sync_group<S::kOneWarp>();
-  store_square<S>(args, system, top, side, square, group.rank);
+  store_square<S>(args, system, place, square, group.rank);
 }
 
 template <class T, int kSide>
 void launch_weighted_gram_squares(const WeightedGramArgs<T>& args, void* stream) {
   using S = SquareGroup<T, kSide>;
-  const int64_t squares = (args.n + kSide - 1) / kSide;
-  const int64_t units = args.batch * (squares * (squares + 1) / 2);
+  const int64_t units = args.batch * squares_of<kSide>(args.n);
   const LaunchShape shape{(units + S::kPerBlock - 1) / S::kPerBlock, S::kBlockThreads,
                           S::kSharedBytes * S::kPerBlock};
   launch<weighted_gram_kernel<T, kSide>>(shape, stream, args);
@@ -195,6 +200,10 @@ void launch_weighted_gram_squares(const WeightedGramArgs<T>& args, void* stream)
 
 template <class T>
 void launch_weighted_gram(const WeightedGramArgs<T>& args, void* stream) {
+  if (args.n > kMaxGramOrder) {
+    throw std::invalid_argument("backmatch CUDA: n must be at most " +
+                                std::to_string(kMaxGramOrder) + ", got " + std::to_string(args.n));
+  }
   if (args.batch == 0 || args.n == 0) return;
   if (args.n <= 8) return launch_weighted_gram_squares<T, 8>(args, stream);
   if (args.n <= 16) return launch_weighted_gram_squares<T, 16>(args, stream);
