@@ -41,10 +41,23 @@ namespace cuda = backmatch::cuda;
     return guarded([&] { *bytes = cuda::scaled_gram_solve_workspace<T>(batch, n); });            \
   }
 
+#define BACKMATCH_GRAM(T)                                                         \
+  const char* weighted_gram_##T(const backmatch::WeightedGramArgs<T>* args) {      \
+    return guarded([&] { cuda::launch_weighted_gram(*args, nullptr); });           \
+  }                                                                               \
+  const char* ridge_primal_##T(const backmatch::RidgePrimalArgs<T>* args) {        \
+    return guarded([&] { cuda::launch_ridge_primal(*args, nullptr); });            \
+  }                                                                               \
+  const char* ridge_primal_fits_##T(int64_t n, int64_t* fits) {                    \
+    return guarded([&] { *fits = cuda::ridge_primal_fits<T>(n); });                \
+  }
+
 extern "C" {
 
 BACKMATCH_PRECISION(float)
 BACKMATCH_PRECISION(double)
+BACKMATCH_GRAM(float)
+BACKMATCH_GRAM(double)
 
 const char* planted(int fault, const cuda::PlantedArgs* args, int64_t blocks) {
   return guarded([&] { cuda::launch_planted(fault, *args, blocks); });
