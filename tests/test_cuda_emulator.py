@@ -16,7 +16,7 @@ def cuda(request: pytest.FixtureRequest) -> CudaHost:
     return CudaHost(build(request.config.cache.mkdir("cuda_host")))
 
 
-BARRIER = re.compile(r"\bsync_(block|warp)\(\);")
+BARRIER = re.compile(r"\bsync_(block|warp|group<[\w:]+>)\(\);")
 FAULTS = [
     "",
     "race|uninitialised",
@@ -80,9 +80,10 @@ def test_every_barrier_is_needed_and_its_loss_is_seen(tmp_path, name, number):
 
 
 def exercise(cuda: CudaHost) -> None:
-    """Both kernels, several systems a block, two passes of columns, solved and failed systems."""
+    """Several systems a block, two passes of columns, solved and failed systems."""
     for seed in range(4):
         exercise_in_order(cuda, Device(seed, TINY.shared_bytes, multiprocessors=1))
+        exercise_gram(cuda, Device(seed, multiprocessors=1))
 
 
 def exercise_in_order(cuda: CudaHost, device: Device) -> None:
@@ -95,3 +96,16 @@ def exercise_in_order(cuda: CudaHost, device: Device) -> None:
     damping[:2] = np.nan
     _, info = cuda.scaled_gram_solve(K, D, R, damping, device)
     assert (info > 0).tolist() == [True, True, False, False, False]
+
+
+def exercise_gram(cuda: CudaHost, device: Device) -> None:
+    """Groups of a warp and of a block, two windows of rows; two systems a block, one that fails."""
+    rng = np.random.default_rng(0)
+    Z, w = rng.standard_normal((300, 33)), rng.standard_normal((66, 300))
+    cuda.weighted_gram(Z, w[:1], np.zeros(1), device)
+    cuda.weighted_gram(Z[:, :9], w[:2], np.zeros(2), device)
+    cuda.ridge_primal(Z, w[:1], w[:1], np.ones(1), device)
+    Z, w, damping = Z.astype(np.float32), w.astype(np.float32), np.ones(66, np.float32)
+    damping[:2] = -1e3
+    _, info = cuda.ridge_primal(Z[:2], w[:, :2], w[:, :2], damping, device)
+    assert info.tolist() == [1, 1] + [0] * 64

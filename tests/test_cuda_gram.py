@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from cuda_cases import DTYPES, TINY
+from cuda_cases import DEFAULT, DTYPES, TINY
 from cuda_host_library import CudaHost, Device, FindingError, build
 
 SIZES = [*range(1, 71), 127, 128, 129]
@@ -41,7 +41,7 @@ def assert_gram(G, Z, w, damping) -> None:
     np.testing.assert_array_equal(G, G.transpose(0, 2, 1))
 
 
-def check_gram(cuda, seed, m, n, batch, dtype, device=Device()) -> np.ndarray:
+def check_gram(cuda, seed, m, n, batch, dtype, device=DEFAULT) -> np.ndarray:
     problem = rows_and_weights(np.random.default_rng(seed), m, n, batch, dtype)
     G = cuda.weighted_gram(*problem, device)
     assert_gram(G, *problem)
@@ -163,7 +163,7 @@ def assert_minimises(Z, D, R, damping, d) -> None:
     assert np.abs(d - expected).max(initial=0) <= tolerance
 
 
-def check_primal(cuda, seed, m, n, batch, dtype, device=Device()) -> np.ndarray:
+def check_primal(cuda, seed, m, n, batch, dtype, device=DEFAULT) -> np.ndarray:
     problem = targets(np.random.default_rng(seed), m, n, batch, dtype)
     d, info = cuda.ridge_primal(*problem, device)
     assert not info.any()
@@ -236,9 +236,5 @@ def test_bits_and_strides_of_ridge_primal(cuda, dtype, n):
     columns = [np.asfortranarray(a) for a in (Z, D, R)]
     np.testing.assert_array_equal(cuda.ridge_primal(*columns, damping)[0], d)
     one = [np.broadcast_to(a[:1], a.shape) for a in (D, R, damping)]
-    np.testing.assert_array_equal(
-        cuda.ridge_primal(Z, *one)[0], np.broadcast_to(d[:1], d.shape)
-    )
-    np.testing.assert_array_equal(
-        cuda.ridge_primal(Z, D[2:3], R[2:3], damping[2:3])[0], d[2:3]
-    )
+    np.testing.assert_array_equal(cuda.ridge_primal(Z, *one)[0], np.broadcast_to(d[:1], d.shape))
+    np.testing.assert_array_equal(cuda.ridge_primal(Z, D[2:3], R[2:3], damping[2:3])[0], d[2:3])

@@ -103,9 +103,7 @@ def primal(Z: Tensor, R: Tensor, slopes: Tensor, damping: Tensor) -> tuple[Tenso
     return d.squeeze(-1), info
 
 
-def primal_on_chip(
-    Z: Tensor, R: Tensor, slopes: Tensor, damping: Tensor
-) -> tuple[Tensor, Tensor]:
+def primal_on_chip(Z: Tensor, R: Tensor, slopes: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]:
     """:func:`primal` on CUDA, for orders that the kernel takes."""
     batch, n = R.shape[0], Z.shape[1]
     kernel = native_cuda().ridge_primal

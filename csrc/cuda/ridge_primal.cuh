@@ -55,7 +55,7 @@ struct PrimalStore {
         stride(stride_of(n)) {}
 };
 
-// Tiles of the lower triangle, row of tiles after row of tiles; how many the first `rows` hold.
+// The tiles of the lower triangle are numbered row of tiles after row of tiles; so many are in one.
 template <class T>
 __device__ __forceinline__ int tiles_in_row(int row) {
   return (row * PrimalTile<T>::kRows + PrimalTile<T>::kRows - 1) / PrimalTile<T>::kColumns + 1;
@@ -179,7 +179,9 @@ __device__ __forceinline__ void form_system(const RidgePrimalArgs<T>& args, int6
   const int warps = block_threads() / kWarp;
   const int end = (n + PrimalTile<T>::kRows - 1) / PrimalTile<T>::kRows * PrimalTile<T>::kRows;
   for (int first = 0; tile_start<T>(first).row < end; first += warps) {
-    const TileStart place = tile_start<T>(first + thread_index() / kWarp);
+    // In reverse, so that the tile that is factored first is not by chance that of the warp that
+    // factors it: the barrier before the factorisation is then needed, and tested, at any order.
+    const TileStart place = tile_start<T>(first + warps - 1 - thread_index() / kWarp);
     const bool busy = place.row < end;
     PrimalTile<T> tile;
     sum_rows(args, system, store, s, place, busy, first == 0, tile);
