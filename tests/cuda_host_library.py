@@ -178,6 +178,8 @@ class CudaHost:
         self._library.planted.argtypes = [ctypes.c_int, pointer, i64]
         self._library.planted.restype = text
         self._library.product.argtypes, self._library.product.restype = [pointer], text
+        self._library.split_product.argtypes = [pointer]
+        self._library.split_product.restype = text
         for precision in ("float", "double"):
             for stem, sizes in (("spd_solve", 3), ("scaled_gram_solve", 2)):
                 launch = getattr(self._library, f"{stem}_{precision}")
@@ -273,6 +275,14 @@ class CudaHost:
         C = np.zeros((8, 8))
         args = ProductArgs(A.ctypes.data, B.ctypes.data, C.ctypes.data)
         self._raise(self._library.product(ctypes.byref(args)))
+        return C
+
+    def split_product(self, A: np.ndarray, B: np.ndarray, C: np.ndarray) -> np.ndarray:
+        """C + A B on the matrix units: A (16, 16) and B (16, 8) cut to bf16, C (16, 8) float32."""
+        A, B = (np.ascontiguousarray(a, np.float32).view(np.uint32) >> 16 for a in (A, B))
+        A, B, C = A.astype(np.uint16), B.astype(np.uint16), C.astype(np.float32)
+        args = ProductArgs(A.ctypes.data, B.ctypes.data, C.ctypes.data)
+        self._raise(self._library.split_product(ctypes.byref(args)))
         return C
 
     def workspace_bytes(self, stem: str, dtype, sizes: tuple[int, ...], device: Device) -> int:

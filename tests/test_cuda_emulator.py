@@ -49,6 +49,19 @@ def test_product_of_the_matrix_units(cuda):
     np.testing.assert_array_equal(cuda.product(A, B), A @ B)
 
 
+def test_product_of_the_matrix_units_in_bf16(cuda):
+    """Exact on small numbers; a sum that does not fit a float is cut off."""
+    rng = np.random.default_rng(0)
+    A, B = rng.integers(-9, 9, (16, 16)), rng.integers(-9, 9, (16, 8))
+    C = rng.integers(-9, 9, (16, 8))
+    np.testing.assert_array_equal(cuda.split_product(A, B, C), A @ B + C)
+    large = np.full((16, 8), 2.0**25)
+    expected = np.trunc((A @ B + large) / 4) * 4  # 4 between two floats, none of them negative
+    below = A @ B + large < 2.0**25
+    expected[below] = np.trunc((A @ B + large)[below] / 2) * 2
+    np.testing.assert_array_equal(cuda.split_product(A, B, large), expected)
+
+
 def barriers() -> list[tuple[str, int]]:
     """Every barrier of the kernels: file and line, counted from 0."""
     return [

@@ -107,12 +107,26 @@ def test_weights_that_are_not_finite_reach_every_diagonal_entry(cuda, dtype, n):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_huge_rows_with_tiny_weights_are_exact(cuda, dtype):
+@pytest.mark.parametrize("n", [4, 40])
+def test_huge_rows_with_tiny_weights_are_exact(cuda, dtype, n):
     """(w z) z is in range where z z is not."""
     huge = dtype(np.finfo(dtype).max ** 0.75)
-    Z, w = np.full((3, 4), huge), np.full((2, 3), 1 / huge)
+    Z, w = np.full((3, n), huge), np.full((2, 3), 1 / huge)
     G = cuda.weighted_gram(Z, w, np.zeros(2, dtype))
     np.testing.assert_allclose(G, np.full_like(G, 3 * huge), rtol=1e-5)
+
+
+@pytest.mark.parametrize("m", [1, 16, 500])
+def test_sums_of_three_parts_are_as_good_as_floats(cuda, m):
+    """Order 40 in float32 is summed in parts of bf16. Sums of one sign, cut off in every chunk: the
+    error stays a few units in the last place, and does not grow with the number of rows."""
+    rng = np.random.default_rng(m)
+    for scale in (1.0, 1e-12, 1e12):
+        Z, w = scale * rng.uniform(1, 2, (m, 40)), rng.uniform(1, 2, (2, m))
+        Z, w, zero = Z.astype(np.float32), w.astype(np.float32), np.zeros(2, np.float32)
+        exact = exact_gram(Z, w, zero)
+        error = np.abs(cuda.weighted_gram(Z, w, zero) / exact - 1).max()
+        assert error <= 4 * np.finfo(np.float32).eps
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -135,11 +149,11 @@ def test_weighted_gram_takes_any_strides(cuda, dtype, n):
 @pytest.mark.parametrize("n", [7, 12, 30, 50, 129])
 def test_bits_of_weighted_gram(cuda, dtype, n):
     """The same in any order of threads, again, alone and beside others."""
-    Z, w, damping = rows_and_weights(np.random.default_rng(5), 70, n, 6, dtype)
+    Z, w, damping = rows_and_weights(np.random.default_rng(5), 40, n, 6 if n < 100 else 3, dtype)
     G = cuda.weighted_gram(Z, w, damping)
     for seed in (1, 2):
         np.testing.assert_array_equal(cuda.weighted_gram(Z, w, damping, Device(seed)), G)
-    for part in (slice(3, 4), slice(1, 6)):
+    for part in (slice(2, 3), slice(1, 6)):
         alone = cuda.weighted_gram(Z, w[part], damping[part])
         np.testing.assert_array_equal(alone, G[part])
 
@@ -184,12 +198,12 @@ def test_ridge_primal_at_every_number_of_rows(cuda, dtype, m):
 
 
 def test_ridge_primal_takes_what_fits_on_chip(cuda):
-    largest = {np.float32: 304, np.float64: 208}
+    largest = {np.float32: 272, np.float64: 208}
     for dtype, order in largest.items():
         fits = [cuda.ridge_primal_fits(dtype, n) for n in range(order + 2)]
         assert fits == [False] * 33 + [True] * (order - 32) + [False]
         assert not cuda.ridge_primal_fits(dtype, 40, TINY)
-    check_primal(cuda, 6, 20, 304, 1, np.float32)
+    check_primal(cuda, 6, 20, 272, 1, np.float32)
     check_primal(cuda, 6, 20, 208, 1, np.float64)
     with pytest.raises(FindingError, match="ridge_primal does not take n = 40 on this device"):
         check_primal(cuda, 6, 9, 40, 1, np.float32, TINY)
@@ -212,10 +226,10 @@ def test_rows_of_slope_zero_do_not_count(cuda, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("n", [33, 50, 100])
+@pytest.mark.parametrize("n", [33, 50, 80])
 def test_failures_of_ridge_primal(cuda, dtype, n):
     """A zero column without damping, a negative damping and NaN; neighbours keep their bits."""
-    Z, D, R, damping = targets(np.random.default_rng(9), 3 * n, n, 5, dtype)
+    Z, D, R, damping = targets(np.random.default_rng(9), n + 30, n, 5, dtype)
     Z[:, n // 2] = 0
     good, _ = cuda.ridge_primal(Z, D, R, damping)
     damping[[1, 3]] = 0, -1e3

@@ -28,6 +28,8 @@ namespace backmatch::cuda {
 
 template <class T>
 using PrimalTile = WarpTile<T, 64>;
+template <class T>
+using PrimalRows = typename PrimalTile<T>::Rows;
 
 constexpr int kPrimalColumns = 2;  // of a chunk that a thread reads ahead
 
@@ -40,19 +42,23 @@ struct PrimalStore {
   T* right;
   int stride;
 
-  static __host__ __device__ __forceinline__ constexpr int stride_of(int64_t n) {
+  int width;  // columns, of whole tiles
+
+  static __host__ __device__ __forceinline__ constexpr int width_of(int64_t n) {
     constexpr int kColumns = PrimalTile<T>::kColumns;
-    return static_cast<int>((n + kColumns - 1) / kColumns * kColumns) + 4;
+    return static_cast<int>((n + kColumns - 1) / kColumns * kColumns);
   }
   static constexpr int64_t bytes(int64_t n) {
-    return ActiveRows<T>::kBytes + (kWindow + 2 * kChunk * stride_of(n)) * int64_t(sizeof(T));
+    return ActiveRows<T>::kBytes +
+           (kWindow + 2 * PrimalRows<T>::size(width_of(n))) * int64_t(sizeof(T));
   }
   __device__ __forceinline__ PrimalStore(unsigned char* memory, int64_t n)
       : rows(memory),
         target(reinterpret_cast<T*>(memory + ActiveRows<T>::kBytes)),
         left(target + kWindow),
-        right(left + kChunk * stride_of(n)),
-        stride(stride_of(n)) {}
+        right(left + PrimalRows<T>::size(width_of(n))),
+        stride(PrimalRows<T>::stride(width_of(n))),
+        width(width_of(n)) {}
 };
 
 // The tiles of the lower triangle are numbered row of tiles after row of tiles; so many are in one.
@@ -76,35 +82,37 @@ __device__ __forceinline__ TileStart tile_start(int index) {
 // Reads column `column` of the rows of a chunk that are active; zeros beyond n.
 template <class T>
 __device__ __forceinline__ void load_rows(const RidgePrimalArgs<T>& args, const int64_t* row,
-                                          int active, int column, T (&value)[kChunk]) {
+                                          int active, int column,
+                                          T (&value)[PrimalRows<T>::kChunk]) {
   const int count = column < args.n ? active : 0;
   const int64_t own = column * args.z_col * int64_t(sizeof(T));
 #pragma unroll
-  for (int k = 0; k < kChunk; ++k) value[k] = k < count ? at_byte(args.Z, row[k] + own) : T(0);
+  for (int k = 0; k < PrimalRows<T>::kChunk; ++k) {
+    value[k] = k < count ? at_byte(args.Z, row[k] + own) : T(0);
+  }
 }
 
+// Puts a column of a chunk into shared memory, and its part of Z^T D R to the right-hand side.
 template <class T>
-__device__ __forceinline__ void store_rows(const PrimalStore<T>& store, int start, int column,
-                                           const T (&value)[kChunk]) {
+__device__ __forceinline__ void store_rows(const PrimalStore<T>& store, const PanelSystem<T>& s,
+                                           bool with_target, int start, int active, int column,
+                                           T (&value)[PrimalRows<T>::kChunk]) {
+  using Rows = PrimalRows<T>;
+  Rows::put(store.right, store.stride, column, 0, 1, value);
+  if (with_target && column < s.tiles * kTile) {
+    T sum = T(0);
 #pragma unroll
-  for (int k = 0; k < kChunk; ++k) {
-    const T slope = store.rows.weight[start + k];
-    store.left[k * store.stride + column] = slope * slope * value[k];
-    store.right[k * store.stride + column] = value[k];
-  }
-}
-
-// Adds a chunk's part of Z^T D R.
-template <class T>
-__device__ __forceinline__ void add_target(const PrimalStore<T>& store, const PanelSystem<T>& s,
-                                           int n, int start, int active) {
-  for (int c = thread_index(); c < n; c += block_threads()) {
-    T sum = s.rhs[c * s.columns];
-    for (int k = 0; k < kChunk && k < active; ++k) {
-      sum += store.right[k * store.stride + c] * store.target[start + k];
+    for (int k = 0; k < Rows::kChunk; ++k) {
+      if (k < active) sum += value[k] * store.target[start + k];
     }
-    s.rhs[c * s.columns] = sum;
+    s.rhs[column * s.columns] += sum;
   }
+#pragma unroll
+  for (int k = 0; k < Rows::kChunk; ++k) {
+    const T slope = store.rows.weight[start + k];
+    value[k] *= slope * slope;
+  }
+  Rows::put(store.left, store.stride, column, 0, 1, value);
 }
 
 // Sums this warp's tile over the rows of Z, and the right-hand side if `with_target`.
@@ -115,8 +123,6 @@ __device__ __forceinline__ void sum_rows(const RidgePrimalArgs<T>& args, int64_t
                                          PrimalTile<T>& tile) {
   const int own = thread_index();
   const int threads = block_threads();
-  const int n = static_cast<int>(args.n);
-  const int width = store.stride - 4;
   const T* D = args.D + system * args.d_batch;
   const T* R = args.R + system * args.r_batch;
   for (int64_t base = 0; base < args.m; base += kWindow) {
@@ -127,31 +133,37 @@ __device__ __forceinline__ void sum_rows(const RidgePrimalArgs<T>& args, int64_t
           store.target[place_in_list] = slope * R[row * args.r_col];
         });
     sync_block();
-    T value[kPrimalColumns][kChunk];
+    T value[kPrimalColumns][PrimalRows<T>::kChunk];
     const auto load = [&](int start) {
 #pragma unroll
       for (int u = 0; u < kPrimalColumns; ++u) {
-        load_rows(args, store.rows.offset + start, count - start, own + u * threads, value[u]);
+        const int c = own + u * threads;
+        if (c < store.width) {
+          load_rows(args, store.rows.offset + start, count - start, c, value[u]);
+        }
       }
     };
     load(0);
-    for (int start = 0; start < count; start += kChunk) {
+    for (int start = 0; start < count; start += PrimalRows<T>::kChunk) {
+      const int active = count - start;
 #pragma unroll
       for (int u = 0; u < kPrimalColumns; ++u) {
-        if (own + u * threads < width) store_rows(store, start, own + u * threads, value[u]);
+        const int c = own + u * threads;
+        if (c < store.width) store_rows(store, s, with_target, start, active, c, value[u]);
       }
-      for (int c = own + kPrimalColumns * threads; c < width; c += threads) {
-        load_rows(args, store.rows.offset + start, count - start, c, value[0]);
-        store_rows(store, start, c, value[0]);
+      for (int c = own + kPrimalColumns * threads; c < store.width; c += threads) {
+        load_rows(args, store.rows.offset + start, active, c, value[0]);
+        store_rows(store, s, with_target, start, active, c, value[0]);
       }
       sync_block();
-      load(start + kChunk);
-      if (busy) tile.add(store.left + place.row, store.right + place.column, store.stride,
-                         own % kWarp);
-      if (with_target) add_target(store, s, n, start, count - start);
+      load(start + PrimalRows<T>::kChunk);
+      if (busy) {
+        tile.add(store.left + place.row, store.right + place.column, store.stride, own % kWarp);
+      }
       sync_block();
     }
   }
+  tile.finish(own % kWarp);
 }
 
 // The damped matrix as the factorisation wants it: lower triangle, identity in the padding.

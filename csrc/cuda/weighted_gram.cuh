@@ -40,6 +40,13 @@ __host__ __device__ __forceinline__ constexpr int64_t squares_of(int64_t n) {
   return side * (side + 1) / 2;
 }
 
+// Which square a group owns: rows from `top`, columns from `side` on of G of one system. Kept in
+// shared memory, since the sums need the registers.
+struct Square {
+  int64_t system;
+  int top, side;
+};
+
 // The group that owns a square of kSide, and its shared memory.
 template <class T, int kSide>
 struct SquareGroup {
@@ -51,43 +58,40 @@ struct SquareGroup {
   static constexpr int kThreads = kWarp * kTilesDown * kTilesAcross;
   static constexpr int kPerBlock = kOneWarp ? 4 : 1;
   static constexpr int kBlockThreads = kThreads * kPerBlock;
-  static constexpr int kBlocks = 512 / kBlockThreads;  // on a multiprocessor: 128 registers a thread
-  static constexpr int kStride = (kSide + 15) / 16 * 16 + 4;
-  static constexpr int kChunkSize = 2 * kChunk * kStride;
+  // Blocks on a multiprocessor: 128 registers a thread; 4 bytes too few for one case.
+  static constexpr int kBlocks = kSide == 64 && sizeof(T) == 4 ? 3 : 512 / kBlockThreads;
+  using Rows = typename Tile::Rows;
+  static constexpr int kStride = Rows::stride(kSide);
+  static constexpr int kSideSize = Rows::size(kSide);  // left or right
+  static constexpr int kChunkSize = 2 * kSideSize;
   static constexpr int kSquareStride = kSide + 1;
   static constexpr int kSquareSize = kSide * kSquareStride;
   static constexpr int64_t kSharedBytes =
       (int64_t(kChunkSize > kSquareSize ? kChunkSize : kSquareSize) * sizeof(T) + 15) / 16 * 16 +
-      ActiveRows<T>::kBytes;
-  // Entries of a chunk that a thread loads: one column, every kRowStep-th row.
+      ActiveRows<T>::kBytes + int64_t(sizeof(Square));
+  // Entries of a chunk that a thread loads: of one column that kRowStep threads share.
   static constexpr int kRowStep = kThreads / kSide;
-  static constexpr int kLoads = kChunk / kRowStep;
-  static_assert(kRowStep * kSide == kThreads && kLoads * kRowStep == kChunk);
+  static constexpr int kLoads = Rows::kChunk / kRowStep;
+  static_assert(kRowStep * kSide == kThreads && kLoads * kRowStep == Rows::kChunk);
 };
 
-// One column of a chunk: the entries of rows start, start + kRowStep, ... as far as they are active.
+// This thread's entries of column `column` (in bytes) of a chunk, as far as its rows are active.
 template <class S, class T>
-__device__ __forceinline__ void load_column(const T* Z, const int64_t* row, int64_t column,
+__device__ __forceinline__ void load_column(const T* column, const int64_t* row, int first,
                                             int active, T (&value)[S::kLoads]) {
 #pragma unroll
   for (int q = 0; q < S::kLoads; ++q) {
-    value[q] = q * S::kRowStep < active ? at_byte(Z, row[q * S::kRowStep] + column) : T(0);
+    const int k = S::Rows::row(first, S::kRowStep, q);
+    value[q] = k < active ? at_byte(column, row[k]) : T(0);
   }
 }
 
-// Where a warp's tile lies: its square, from row `top` and column `side` of G on, and in the square.
-struct TilePlace {
-  int top, side;
-  int row, column;
-  bool busy;  // otherwise nobody needs it
-};
-
 // Writes the square and its mirror image from shared memory.
 template <class S, class T>
-__device__ __forceinline__ void store_square(const WeightedGramArgs<T>& args, int64_t system,
-                                             const TilePlace& place, const T* square, int rank) {
-  const int64_t n = args.n, top = place.top, side = place.side;
-  T* G = args.G + system * n * n;
+__device__ __forceinline__ void store_square(const WeightedGramArgs<T>& args,
+                                             const Square& own, const T* square, int rank) {
+  const int64_t n = args.n, top = own.top, side = own.side;
+  T* G = args.G + own.system * n * n;
   const bool diagonal = top == side;
   for (int e = rank; e < S::kColumns * S::kColumns; e += S::kThreads) {
     const int i = e / S::kColumns, c = e % S::kColumns;
@@ -104,45 +108,49 @@ __device__ __forceinline__ void store_square(const WeightedGramArgs<T>& args, in
 
 // Sums the tile of this thread's warp over all active rows.
 template <class S, class T>
-__device__ __forceinline__ void sum_tile(const WeightedGramArgs<T>& args, int64_t system,
-                                         const Group& group, const TilePlace& place, T* chunk,
-                                         const ActiveRows<T>& rows, typename S::Tile& tile) {
+__device__ __forceinline__ void sum_tile(const WeightedGramArgs<T>& args, const Square& square,
+                                         const Group& group, int tile_row, int tile_column,
+                                         bool busy, T* chunk, const ActiveRows<T>& rows,
+                                         typename S::Tile& tile) {
   const int lane = group.rank % kWarp;
   const int own = group.rank % S::kColumns;
   const int first = group.rank / S::kColumns;
   T* left = chunk;
-  T* right = left + kChunk * S::kStride;
-  T* const left_own = left + first * S::kStride + own;
-  T* const right_own = right + first * S::kStride + own;
-  const int64_t left_column = int64_t(place.top + own) * args.z_col * int64_t(sizeof(T));
-  const int64_t right_column = int64_t(place.side + own) * args.z_col * int64_t(sizeof(T));
-  const bool left_live = place.top + own < args.n;
-  const bool right_live = place.side + own < args.n;
-  const bool two_columns = S::kColumns == 128 && place.top != place.side;
-  const T* w = args.w + system * args.w_batch;
-  for (int64_t base = 0; base < args.m; base += kWindow) {
+  T* right = left + S::kSideSize;
+  const bool two_columns = S::kColumns == 128 && square.top != square.side;
+  const int windows = static_cast<int>((args.m + kWindow - 1) / kWindow);
+  for (int window = 0; window < windows; ++window) {
+    const int64_t base = int64_t(window) * kWindow;
     const int count = rows.template find<S::kOneWarp>(
-        group, base, args.m, args.z_row, [&](int64_t row) { return w[row * args.w_col]; },
+        group, base, args.m, args.z_row,
+        [&](int64_t row) { return args.w[square.system * args.w_batch + row * args.w_col]; },
         [](int, int64_t, T) {});
     sync_group<S::kOneWarp>();
+    const T* left_column = args.Z + int64_t(square.top + own) * args.z_col;
+    const T* right_column = args.Z + int64_t(square.side + own) * args.z_col;
+    const bool left_live = square.top + own < args.n;
+    const bool right_live = square.side + own < args.n;
     T value[S::kLoads], other[S::kLoads];
     const auto load = [&](int start) {
-      const int64_t* row = rows.offset + start + first;
-      const int active = count - start - first;
-      load_column<S>(args.Z, row, left_column, left_live ? active : 0, value);
-      if (two_columns) load_column<S>(args.Z, row, right_column, right_live ? active : 0, other);
+      const int64_t* row = rows.offset + start;
+      const int active = count - start;
+      load_column<S>(left_column, row, first, left_live ? active : 0, value);
+      if (two_columns) {
+        load_column<S>(right_column, row, first, right_live ? active : 0, other);
+      }
     };
     load(0);
-    for (int start = 0; start < count; start += kChunk) {
+    for (int start = 0; start < count; start += S::Rows::kChunk) {
 #pragma unroll
       for (int q = 0; q < S::kLoads; ++q) {
-        const T weight = rows.weight[start + first + q * S::kRowStep];
-        left_own[q * S::kRowStep * S::kStride] = weight * value[q];
-        right_own[q * S::kRowStep * S::kStride] = two_columns ? other[q] : value[q];
+        if (!two_columns) other[q] = value[q];
+        value[q] *= rows.weight[start + S::Rows::row(first, S::kRowStep, q)];
       }
+      S::Rows::put(left, S::kStride, own, first, S::kRowStep, value);
+      S::Rows::put(right, S::kStride, own, first, S::kRowStep, other);
       sync_group<S::kOneWarp>();
-      load(start + kChunk);
-      if (place.busy) tile.add(left + place.row, right + place.column, S::kStride, lane);
+      load(start + S::Rows::kChunk);
+      if (busy) tile.add(left + tile_row, right + tile_column, S::kStride, lane);
       sync_group<S::kOneWarp>();
     }
   }
@@ -161,32 +169,37 @@ __global__ void __launch_bounds__((SquareGroup<T, kSide>::kBlockThreads),
   const int64_t unit = block_index() * S::kPerBlock + member;
   const int64_t system = unit / per_system;
   if (system >= args.batch) return;  // whole groups; without a barrier of the block below
-  int down = 0, across = static_cast<int>(unit % per_system);
-  while (across > down) across -= ++down;
+  unsigned char* memory = shared_memory() + member * S::kSharedBytes;
+  Square& square = *reinterpret_cast<Square*>(memory);
+  if (group.rank == 0) {
+    int down = 0, across = static_cast<int>(unit % per_system);
+    while (across > down) across -= ++down;
+    square = {system, down * kSide, across * kSide};
+  }
+  sync_group<S::kOneWarp>();
 
   const int lane = group.rank % kWarp;
   const int warp = group.rank / kWarp;
-  TilePlace place{down * kSide, across * kSide, warp / S::kTilesAcross * Tile::kRows,
-                  warp % S::kTilesAcross * Tile::kColumns, false};
-  const bool below = down != across || place.column < place.row + Tile::kRows;
-  place.busy = below && place.top + place.row < args.n && place.side + place.column < args.n;
-
-  unsigned char* memory = shared_memory() + member * S::kSharedBytes;
-  const ActiveRows<T> rows(memory);
-  T* square = reinterpret_cast<T*>(memory + ActiveRows<T>::kBytes);
+  const int tile_row = warp / S::kTilesAcross * Tile::kRows;
+  const int tile_column = warp % S::kTilesAcross * Tile::kColumns;
+  const bool below = square.top != square.side || tile_column < tile_row + Tile::kRows;
+  const bool busy =
+      below && square.top + tile_row < args.n && square.side + tile_column < args.n;
+  const ActiveRows<T> rows(memory + sizeof(Square));
+  T* store = reinterpret_cast<T*>(memory + sizeof(Square) + ActiveRows<T>::kBytes);
   Tile tile;
-  sum_tile<S>(args, system, group, place, square, rows, tile);
+  sum_tile<S>(args, square, group, tile_row, tile_column, busy, store, rows, tile);
 
-  const T damping = args.damping[system * args.damping_stride];
-  if (place.busy) {
+  const T damping = args.damping[square.system * args.damping_stride];
+  if (busy) {
     tile.visit(lane, [&](int i, int c, T sum) {
-      const int row = place.row + i, column = place.column + c;
-      const bool on_diagonal = down == across && row == column;
-      square[row * S::kSquareStride + column] = on_diagonal ? sum + damping : sum;
+      const int row = tile_row + i, column = tile_column + c;
+      const bool on_diagonal = square.top == square.side && row == column;
+      store[row * S::kSquareStride + column] = on_diagonal ? sum + damping : sum;
     });
   }
   sync_group<S::kOneWarp>();
-  store_square<S>(args, system, place, square, group.rank);
+  store_square<S>(args, square, store, group.rank);
 }
 
 template <class T, int kSide>

@@ -67,6 +67,10 @@ const char* product(const cuda::ProductArgs* args) {
   return guarded([&] { cuda::launch_product(*args); });
 }
 
+const char* split_product(const cuda::SplitProductArgs* args) {
+  return guarded([&] { cuda::launch_split_product(*args); });
+}
+
 void configure(uint64_t seed, int64_t shared_bytes, int64_t multiprocessors) {
   backmatch::emulator::configure(seed, {shared_bytes, multiprocessors});
 }
