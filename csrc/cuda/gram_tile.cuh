@@ -24,8 +24,8 @@
 // a of them active, a clock of one multiprocessor: 128 multiply-adds of floats; bf16 on the matrix
 // units 1340, which is 65 % of their peak; both estimates):
 //  - float by ordinary multiply-adds throughout: 8 x 8 sums a thread read 4 vectors for 64
-//    multiply-adds, and loading takes a fifth of all instructions: a n^2 / 200 clocks. As here,
-//    six products of bf16: a n^2 / 450 clocks, with 1 LDS for 1 matrix instruction.
+//    multiply-adds, and loading takes a fifth of all instructions: a n^2 / 200 clocks. Six products
+//    of bf16 take a n^2 / 400, with one LDS for each matrix instruction.
 //  - three products of tf32: as fast, but up to 2^-21 lost in each product.
 //  - weights that are 0 or 1 (masks are exact in bf16): all pairs z_a z_b of a row, cut into three
 //    bf16, times the weights of 128 systems. That is m n^2 / 890 clocks however few rows are active
@@ -311,7 +311,7 @@ struct SplitTile {
   static constexpr int kAcross = kColumns / 8;
   float sum[kDown][kAcross][4] = {};
 
-  // The two (step = 8) or four numbers of a lane, of part p: pairs k and k + 4, columns 0 (and 8).
+  // What a lane passes to the matrix units, of part p: pairs 0 and 4, of columns 0 (and 8).
   template <int kCount>
   __device__ __forceinline__ static void take(const float* side, int stride, int p,
                                               uint32_t (&number)[kCount]) {

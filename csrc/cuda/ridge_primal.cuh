@@ -4,20 +4,21 @@
 // the right-hand side beside them, factors and solves there: no matrix of a system is ever in main
 // memory. For orders above kLaneOrder that fit in shared memory with a chunk of Z; for others
 // ridge_primal_fits says no, and the caller forms the matrices with weighted_gram.
-// Summing goes in passes: in each pass every warp owns one tile of the lower triangle
+// Summing goes in passes: in each pass every warp owns one tile of 32 x 32 of the lower triangle
 // (gram_tile.cuh), in registers, and the block goes through the active rows of Z. A chunk holds all
-// columns. Order 256 takes 3 passes of 8 tiles of 32 x 64 in float, 5 of 32 x 32 in double.
+// columns. Orders 64, 128 and 256 have 3, 10 and 36 tiles for 2, 4 and 8 warps: 2, 3 and 5 passes.
 // Who owns what: a system belongs to one block, which alone writes its d and info. While summing, a
 // tile of the factor and an entry of the right-hand side are written by one thread each. Blocks
 // stride over the batch; Z, D, R and damping are only read.
 // Where it synchronises: in and after the listing of active rows, after a chunk was stored, after
 // it was used, before the factorisation, after a system; and as panel_cholesky.cuh says. No atomics.
 //
-// Considered and rejected: G in main memory (n^2 numbers written, and read again by the solver: at
-// order 128 in float 64 KB, 40 ns of an H100's memory, where summing 128 active rows takes 22 ns at
-// full speed and solving 13), all passes at once with several tiles a warp (more than 64 sums a
-// thread do not fit the registers), two buffers for chunks (costs a third of the blocks that share
-// a multiprocessor at order 128).
+// Considered and rejected: G in main memory (written once and read by the solver: 64 KB each at order
+// 128 in float, 40 ns of an H100's memory for a system, about as long as summing 128 active rows
+// takes by the instruction count), all passes at once with several tiles a warp (32 sums a thread
+// and tile; loading is then paid once, but orders above 64 do not fit the registers), two buffers
+// for chunks (costs a fifth of the blocks that share a multiprocessor at order 128), orders up to
+// 32 (their G is small, and the lane kernels solve several systems a warp).
 #pragma once
 
 #include "../kernels.h"

@@ -6,24 +6,25 @@
 // n <= 64 and of 128 beyond. The square is divided into warp tiles (gram_tile.cuh); warps whose
 // tile lies above the diagonal or beyond n only help to load.
 // The group goes through Z in windows of kWindow rows: it lists the window's active rows, then takes
-// them in chunks of kChunk rows into shared memory. The next chunk is read into registers while the
+// them in chunks of 8 or 16 rows into shared memory. The next chunk is read into registers while the
 // products of this one are summed. At the end the square passes through shared memory, so that
 // both of its copies are written row by row.
 // Who owns what: a square is written by its group alone; Z, w and damping are only read.
-// Where it synchronises (a warp barrier for groups of one warp): in and after the listing, after
-// a chunk was stored, after it was used, and between writing the square to shared memory and
-// reading it. The last chunk's second barrier also frees the list and the memory for the square.
-// No atomics, nothing between groups.
+// Where it synchronises (a warp barrier for groups of one warp): after the square was noted, in and
+// after the listing, after a chunk was stored, after it was used, and between writing the square to
+// shared memory and reading it. The last chunk's second barrier also frees the list and the memory
+// for the square. No atomics, nothing between groups.
 //
-// Floors for one system with a active rows: a n^2 / 2 multiply-adds and n^2 numbers written. Read
-// from L2: 128 rows of 128 floats cost 8 bytes a clock and multiprocessor at full speed (10 on the
-// diagonal), 16 in double.
+// Floors for a system with a active rows: a n^2 / 2 multiply-adds and n^2 numbers written.
+// Estimated from the instruction count, for a whole square of 128 and 16 active rows on an H100:
+// 1210 issue slots and 1170 clocks of the matrix units in float, 2048 clocks of its matrix units in
+// double; L2 delivers 14 and 16 bytes a clock meanwhile.
 // Considered and rejected: keeping a chunk of Z in shared memory for several systems (their active
-// rows differ, so weights would be applied to registers: 8 multiplications for 64 multiply-adds, as
-// much as loading costs here), two buffers for chunks (one barrier less a chunk; where it matters,
-// several blocks share a multiprocessor and hide it), squares of 32 for n > 32 (twice the reads),
-// a list of all rows at once (m is not bounded; here the last chunk of a window is padded instead,
-// 4 rows of 128 at half activity). See gram_tile.cuh for other number formats.
+// rows differ, so that every tile would gather rows and apply weights by itself: an eighth more
+// instructions in the inner loop, where loading costs as much in all), two buffers for chunks (one
+// barrier less a chunk; at one block a multiprocessor a few per cent, else other blocks hide it),
+// squares of 32 for n > 32 (twice the reads), a list of all rows at once (m is not bounded; here the
+// last chunk of a window is padded instead). See gram_tile.cuh for the formats of numbers.
 #pragma once
 
 #include "../kernels.h"
@@ -77,32 +78,35 @@ struct SquareGroup {
 
 // This thread's entries of column `column` (in bytes) of a chunk, as far as its rows are active.
 template <class S, class T>
-__device__ __forceinline__ void load_column(const T* column, const int64_t* row, int first,
-                                            int active, T (&value)[S::kLoads]) {
+__device__ __forceinline__ void load_column(const T* Z, const int64_t* row, int64_t column,
+                                            int first, int active, T (&value)[S::kLoads]) {
 #pragma unroll
   for (int q = 0; q < S::kLoads; ++q) {
     const int k = S::Rows::row(first, S::kRowStep, q);
-    value[q] = k < active ? at_byte(column, row[k]) : T(0);
+    value[q] = k < active ? at_byte(Z, row[k] + column) : T(0);
   }
 }
 
-// Writes the square and its mirror image from shared memory.
+// Writes the square and its mirror image from shared memory, each thread a column of both.
 template <class S, class T>
-__device__ __forceinline__ void store_square(const WeightedGramArgs<T>& args,
-                                             const Square& own, const T* square, int rank) {
-  const int64_t n = args.n, top = own.top, side = own.side;
+__device__ __forceinline__ void store_square(const WeightedGramArgs<T>& args, const Square& own,
+                                             const T* square, int rank) {
+  const int64_t n = args.n;
+  const int column = rank % S::kColumns;
+  const int first = rank / S::kColumns;
+  const bool diagonal = own.top == own.side;
+  const int rows = static_cast<int>(n - own.top < S::kColumns ? n - own.top : S::kColumns);
+  const int columns = static_cast<int>(n - own.side < S::kColumns ? n - own.side : S::kColumns);
   T* G = args.G + own.system * n * n;
-  const bool diagonal = top == side;
-  for (int e = rank; e < S::kColumns * S::kColumns; e += S::kThreads) {
-    const int i = e / S::kColumns, c = e % S::kColumns;
-    if (top + i < n && side + c < n) {
-      const bool mirrored = diagonal && c > i;
-      const int at = mirrored ? c * S::kSquareStride + i : i * S::kSquareStride + c;
-      G[(top + i) * n + side + c] = square[at];
-    }
-    if (!diagonal && side + i < n && top + c < n) {
-      G[(side + i) * n + top + c] = square[c * S::kSquareStride + i];
-    }
+  T* place = G + (own.top + first) * n + own.side + column;
+  for (int i = first; i < rows && column < columns; i += S::kRowStep, place += S::kRowStep * n) {
+    const bool mirrored = diagonal && column > i;
+    *place = square[mirrored ? column * S::kSquareStride + i : i * S::kSquareStride + column];
+  }
+  if (diagonal) return;
+  place = G + (own.side + first) * n + own.top + column;
+  for (int i = first; i < columns && column < rows; i += S::kRowStep, place += S::kRowStep * n) {
+    *place = square[column * S::kSquareStride + i];
   }
 }
 
@@ -126,17 +130,18 @@ __device__ __forceinline__ void sum_tile(const WeightedGramArgs<T>& args, const 
         [&](int64_t row) { return args.w[square.system * args.w_batch + row * args.w_col]; },
         [](int, int64_t, T) {});
     sync_group<S::kOneWarp>();
-    const T* left_column = args.Z + int64_t(square.top + own) * args.z_col;
-    const T* right_column = args.Z + int64_t(square.side + own) * args.z_col;
+    const int64_t column_bytes = args.z_col * int64_t(sizeof(T));
+    const int64_t left_column = (square.top + own) * column_bytes;
+    const int64_t right_column = (square.side + own) * column_bytes;
     const bool left_live = square.top + own < args.n;
     const bool right_live = square.side + own < args.n;
     T value[S::kLoads], other[S::kLoads];
     const auto load = [&](int start) {
       const int64_t* row = rows.offset + start;
       const int active = count - start;
-      load_column<S>(left_column, row, first, left_live ? active : 0, value);
+      load_column<S>(args.Z, row, left_column, first, left_live ? active : 0, value);
       if (two_columns) {
-        load_column<S>(right_column, row, first, right_live ? active : 0, other);
+        load_column<S>(args.Z, row, right_column, first, right_live ? active : 0, other);
       }
     };
     load(0);
@@ -180,8 +185,13 @@ __global__ void __launch_bounds__((SquareGroup<T, kSide>::kBlockThreads),
 
   const int lane = group.rank % kWarp;
   const int warp = group.rank / kWarp;
-  const int tile_row = warp / S::kTilesAcross * Tile::kRows;
-  const int tile_column = warp % S::kTilesAcross * Tile::kColumns;
+  // Rows of tiles are turned against each other, so that each quarter of a multiprocessor, which
+  // takes every fourth warp, gets 2 or 3 of the 10 tiles of a diagonal square of 128.
+  constexpr int kAcross = S::kTilesAcross;
+  const int down = warp / kAcross;
+  const int across = (warp + (kAcross - 1 - down) * (kAcross - 2 - down) / 2) % kAcross;
+  const int tile_row = down * Tile::kRows;
+  const int tile_column = across * Tile::kColumns;
   const bool below = square.top != square.side || tile_column < tile_row + Tile::kRows;
   const bool busy =
       below && square.top + tile_row < args.n && square.side + tile_column < args.n;
@@ -190,16 +200,17 @@ __global__ void __launch_bounds__((SquareGroup<T, kSide>::kBlockThreads),
   Tile tile;
   sum_tile<S>(args, square, group, tile_row, tile_column, busy, store, rows, tile);
 
-  const T damping = args.damping[square.system * args.damping_stride];
+  const Square place = square;
+  const T damping = args.damping[place.system * args.damping_stride];
   if (busy) {
     tile.visit(lane, [&](int i, int c, T sum) {
       const int row = tile_row + i, column = tile_column + c;
-      const bool on_diagonal = square.top == square.side && row == column;
+      const bool on_diagonal = place.top == place.side && row == column;
       store[row * S::kSquareStride + column] = on_diagonal ? sum + damping : sum;
     });
   }
   sync_group<S::kOneWarp>();
-  store_square<S>(args, square, store, group.rank);
+  store_square<S>(args, place, store, group.rank);
 }
 
 template <class T, int kSide>
