@@ -131,9 +131,10 @@ class Guarded:
 
 
 def _struct(name: str, fields: str) -> type[ctypes.Structure]:
-    """Mirrors an argument struct of csrc/kernels.h; upper case and info are pointers."""
+    """Mirrors an argument struct of csrc/kernels.h; upper case, d, w and info are pointers."""
+    pointers = ("damping", "info", "d", "w")
     kinds = [
-        (f, ctypes.c_void_p if f[0].isupper() or f in ("damping", "info") else ctypes.c_int64)
+        (f, ctypes.c_void_p if f[0].isupper() or f in pointers else ctypes.c_int64)
         for f in fields.split()
     ]
     return type(name, (ctypes.Structure,), {"_fields_": kinds})
@@ -146,6 +147,13 @@ SpdSolveArgs = _struct(
 ScaledGramArgs = _struct(
     "ScaledGramArgs",
     "batch n K k_row k_col D d_batch d_col R r_batch r_col damping damping_stride X info",
+)
+WeightedGramArgs = _struct(
+    "WeightedGramArgs", "batch m n Z z_row z_col w w_batch w_col damping damping_stride G"
+)
+RidgePrimalArgs = _struct(
+    "RidgePrimalArgs",
+    "batch m n Z z_row z_col D d_batch d_col R r_batch r_col damping damping_stride d info",
 )
 
 
@@ -168,12 +176,19 @@ class CudaHost:
         self._library.planted.argtypes = [ctypes.c_int, pointer, i64]
         self._library.planted.restype = text
         self._library.product.argtypes, self._library.product.restype = [pointer], text
+        self._library.split_product.argtypes = [pointer]
+        self._library.split_product.restype = text
         for precision in ("float", "double"):
             for stem, sizes in (("spd_solve", 3), ("scaled_gram_solve", 2)):
                 launch = getattr(self._library, f"{stem}_{precision}")
                 launch.argtypes, launch.restype = [pointer, pointer], text
                 workspace = getattr(self._library, f"{stem}_workspace_{precision}")
                 workspace.argtypes, workspace.restype = [i64] * sizes + [pointer], text
+            for stem in ("weighted_gram", "ridge_primal"):
+                launch = getattr(self._library, f"{stem}_{precision}")
+                launch.argtypes, launch.restype = [pointer], text
+            fits = getattr(self._library, f"ridge_primal_fits_{precision}")
+            fits.argtypes, fits.restype = [i64, pointer], text
 
     def spd_solve(self, A, damping, B, device=Device()):
         """(A + damping I) X = B; A (batch, n, n), damping (batch,), B (batch, n, k)."""
@@ -220,6 +235,44 @@ class CudaHost:
             self._raise(call(repeats, sums.address, ctypes.byref(flops)))
         return sums.array, flops.value
 
+    def weighted_gram(self, Z, w, damping, device=Device()):
+        """G = Z^T diag(w) Z + damping I; Z (m, n), w (batch, m), damping (batch,)."""
+        (batch, m), n = w.shape, Z.shape[1]
+        Z, w, damping = (Guarded.copy_of(a) for a in (Z, w, damping))
+        G = Guarded.contiguous((batch, n, n), Z.array.dtype)
+        args = WeightedGramArgs(batch, m, n)
+        args.Z, (args.z_row, args.z_col) = Z.address, Z.element_strides()
+        args.w, (args.w_batch, args.w_col) = w.address, w.element_strides()
+        args.damping, (args.damping_stride,) = damping.address, damping.element_strides()
+        args.G = G.address
+        inputs = {"Z": Z, "w": w, "damping": damping}
+        self._launch("weighted_gram", args, inputs, {"G": G}, device)
+        return G.array
+
+    def ridge_primal(self, Z, D, R, damping, device=Device()):
+        """(Z^T D^2 Z + damping I) d = Z^T D R; Z (m, n), D and R (batch, m), damping (batch,)."""
+        (batch, m), n = D.shape, Z.shape[1]
+        Z, D, R, damping = (Guarded.copy_of(a) for a in (Z, D, R, damping))
+        d = Guarded.contiguous((batch, n), Z.array.dtype)
+        info = Guarded.contiguous((batch,), np.dtype(np.int32))
+        args = RidgePrimalArgs(batch, m, n)
+        args.Z, (args.z_row, args.z_col) = Z.address, Z.element_strides()
+        args.D, (args.d_batch, args.d_col) = D.address, D.element_strides()
+        args.R, (args.r_batch, args.r_col) = R.address, R.element_strides()
+        args.damping, (args.damping_stride,) = damping.address, damping.element_strides()
+        args.d, args.info = d.address, info.address
+        inputs = {"Z": Z, "D": D, "R": R, "damping": damping}
+        self._launch("ridge_primal", args, inputs, {"d": d, "info": info}, device)
+        return d.array, info.array
+
+    def ridge_primal_fits(self, dtype, n: int, device=Device()) -> bool:
+        """Whether ridge_primal takes systems of order n on this device."""
+        self._library.configure(device.seed, device.shared_bytes, device.multiprocessors)
+        result = ctypes.c_int64()
+        query = getattr(self._library, f"ridge_primal_fits_{_precision(dtype)}")
+        self._raise(query(n, ctypes.byref(result)))
+        return bool(result.value)
+
     def planted(self, fault: int, source: np.ndarray, device=Device()) -> np.ndarray:
         """Runs a kernel with a planted fault (cuda_host/planted.cuh) on rows of 64 integers."""
         guarded = Guarded.copy_of(source)
@@ -234,6 +287,14 @@ class CudaHost:
         C = np.zeros((8, 8))
         args = ProductArgs(A.ctypes.data, B.ctypes.data, C.ctypes.data)
         self._raise(self._library.product(ctypes.byref(args)))
+        return C
+
+    def split_product(self, A: np.ndarray, B: np.ndarray, C: np.ndarray) -> np.ndarray:
+        """C + A B on the matrix units: A (16, 16) and B (16, 8) cut to bf16, C (16, 8) float32."""
+        A, B = (np.ascontiguousarray(a, np.float32).view(np.uint32) >> 16 for a in (A, B))
+        A, B, C = A.astype(np.uint16), B.astype(np.uint16), C.astype(np.float32)
+        args = ProductArgs(A.ctypes.data, B.ctypes.data, C.ctypes.data)
+        self._raise(self._library.split_product(ctypes.byref(args)))
         return C
 
     def workspace_bytes(self, stem: str, dtype, sizes: tuple[int, ...], device: Device) -> int:
@@ -253,6 +314,12 @@ class CudaHost:
         with self._watching(device, inputs, {**outputs, "workspace": workspace}):
             launch = getattr(self._library, f"{stem}_{_precision(dtype)}")
             self._raise(launch(ctypes.byref(args), workspace.address))
+
+    def _launch(self, stem, args, inputs, outputs, device) -> None:
+        """A kernel without workspace."""
+        dtype = next(iter(outputs.values())).array.dtype
+        with self._watching(device, inputs, outputs):
+            self._raise(getattr(self._library, f"{stem}_{_precision(dtype)}")(ctypes.byref(args)))
 
     def _watching(self, device: Device, inputs, outputs) -> _Watching:
         self._library.configure(device.seed, device.shared_bytes, device.multiprocessors)

@@ -13,6 +13,7 @@ import torch
 from cuda_host_library import KERNEL_SOURCES
 
 from backmatch import _C, linalg
+from backmatch.linalg._ridge_routes import primal
 
 NVCC = shutil.which("nvcc")
 needs_nvcc = pytest.mark.skipif(NVCC is None, reason="no nvcc on PATH: CUDA is not compiled here")
@@ -58,6 +59,8 @@ def test_failures_to_launch_are_errors_that_name_the_kernel() -> None:
     if _C.cuda.device_count() == 0:
         with pytest.raises(RuntimeError, match=r"backmatch CUDA: spd_solve_\w+kernel<float.*>: "):
             _C.cuda.spd_solve("float32", 1, 4, 1, *[0] * 14)
+        with pytest.raises(RuntimeError, match="backmatch CUDA: weighted_gram_kernel<float, 16>: "):
+            _C.cuda.weighted_gram("float32", 1, 4, 9, *[0] * 10)
 
 
 # ---- a GPU ---------------------------------------------------------------------------------------
@@ -107,6 +110,30 @@ def test_scaled_gram_solve_on_the_gpu(dtype: torch.dtype, n: int) -> None:
         D = torch.rand(20, n, generator=generator, dtype=dtype) + 0.5
         D[torch.rand(20, n, generator=generator) >= density] = 0
         same_on_both_devices(linalg.scaled_gram_solve_ex, K, D, R, damping=damping)
+
+
+@needs_gpu
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n", [1, 7, 8, 9, 16, 17, 32, 33, 64, 65, 128, 129, 200, 257, 400])
+@pytest.mark.parametrize("m", [1, 40, 300])
+def test_weighted_gram_and_ridge_primal_on_the_gpu(dtype: torch.dtype, m: int, n: int) -> None:
+    generator = torch.Generator().manual_seed(n)
+    Z = torch.randn(m, n, generator=generator, dtype=dtype) / m**0.5
+    slopes, R = torch.randn(2, 20, m, generator=generator, dtype=dtype)
+    slopes[torch.rand(20, m, generator=generator) < 0.5] = 0
+    damping = torch.full((20,), 0.5, dtype=dtype)
+    on_device = [a.cuda() for a in (Z, slopes, R, damping)]
+    tolerance = 2000 * torch.finfo(dtype).eps
+    for rows in (on_device[0], on_device[0].mT.contiguous().mT):
+        G = linalg.weighted_gram(rows, on_device[1], damping=on_device[3])
+        expected = linalg.weighted_gram(Z, slopes, damping=damping)
+        torch.testing.assert_close(G.cpu(), expected, rtol=tolerance, atol=tolerance)
+        assert torch.equal(G, G.mT)
+        assert torch.equal(G[7], linalg.weighted_gram(rows, on_device[1][7], damping=0.5))
+        d, info = primal(rows, on_device[2], on_device[1], on_device[3])
+        expected = primal(Z, R, slopes, damping)[0]
+        torch.testing.assert_close(d.cpu(), expected, rtol=tolerance, atol=tolerance)
+        assert not info.any()
 
 
 @needs_gpu

@@ -16,7 +16,7 @@ def cuda(request: pytest.FixtureRequest) -> CudaHost:
     return CudaHost(build(request.config.cache.mkdir("cuda_host")))
 
 
-BARRIER = re.compile(r"\bsync_(block|warp)\(\);")
+BARRIER = re.compile(r"\bsync_(block|warp|group<[\w:]+>)\(\);")
 FAULTS = [
     "",
     "race|uninitialised",
@@ -47,6 +47,19 @@ def test_product_of_the_matrix_units(cuda):
     rng = np.random.default_rng(0)
     A, B = rng.integers(-9, 9, (8, 4)).astype(float), rng.integers(-9, 9, (4, 8)).astype(float)
     np.testing.assert_array_equal(cuda.product(A, B), A @ B)
+
+
+def test_product_of_the_matrix_units_in_bf16(cuda):
+    """Exact on small numbers; a sum that does not fit a float is cut off."""
+    rng = np.random.default_rng(0)
+    A, B = rng.integers(-9, 9, (16, 16)), rng.integers(-9, 9, (16, 8))
+    C = rng.integers(-9, 9, (16, 8))
+    np.testing.assert_array_equal(cuda.split_product(A, B, C), A @ B + C)
+    large = np.full((16, 8), 2.0**25)
+    expected = np.trunc((A @ B + large) / 4) * 4  # 4 between two floats, none of them negative
+    below = A @ B + large < 2.0**25
+    expected[below] = np.trunc((A @ B + large)[below] / 2) * 2
+    np.testing.assert_array_equal(cuda.split_product(A, B, large), expected)
 
 
 def barriers() -> list[tuple[str, int]]:
@@ -80,9 +93,10 @@ def test_every_barrier_is_needed_and_its_loss_is_seen(tmp_path, name, number):
 
 
 def exercise(cuda: CudaHost) -> None:
-    """Both kernels, several systems a block, two passes of columns, solved and failed systems."""
+    """Several systems a block, two passes of columns, solved and failed systems."""
     for seed in range(4):
         exercise_in_order(cuda, Device(seed, TINY.shared_bytes, multiprocessors=1))
+        exercise_gram(cuda, Device(seed, multiprocessors=1))
 
 
 def exercise_in_order(cuda: CudaHost, device: Device) -> None:
@@ -95,3 +109,16 @@ def exercise_in_order(cuda: CudaHost, device: Device) -> None:
     damping[:2] = np.nan
     _, info = cuda.scaled_gram_solve(K, D, R, damping, device)
     assert (info > 0).tolist() == [True, True, False, False, False]
+
+
+def exercise_gram(cuda: CudaHost, device: Device) -> None:
+    """Groups of a warp and of a block, two windows of rows; two systems a block, one that fails."""
+    rng = np.random.default_rng(0)
+    Z, w = rng.standard_normal((300, 33)), rng.standard_normal((66, 300))
+    cuda.weighted_gram(Z, w[:1], np.zeros(1), device)
+    cuda.weighted_gram(Z[:, :9], w[:2], np.zeros(2), device)
+    cuda.ridge_primal(Z, w[:1], w[:1], np.ones(1), device)
+    Z, w, damping = Z.astype(np.float32), w.astype(np.float32), np.ones(66, np.float32)
+    damping[:2] = -1e3
+    _, info = cuda.ridge_primal(Z[:2], w[:, :2], w[:, :2], damping, device)
+    assert info.tolist() == [1, 1] + [0] * 64

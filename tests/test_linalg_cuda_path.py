@@ -7,6 +7,7 @@ with kernels that hand over to the CPU's.
 from __future__ import annotations
 
 import contextlib
+import sys
 from types import SimpleNamespace
 
 import linalg_cases as lc
@@ -14,8 +15,11 @@ import pytest
 import torch
 
 from backmatch import linalg
-from backmatch.linalg import _library, dense_cg, scaled_gram, spd
+from backmatch.linalg import _library, _ridge_routes, dense_cg, scaled_gram, spd
+from backmatch.linalg._ridge_choice import choose, choose_on_device
+from backmatch.linalg._ridge_routes import dual, primal
 from backmatch.linalg.weighted_gram import _cuda as weighted_gram_on_cuda
+from backmatch.linalg.weighted_gram import weighted_gram_unchecked
 
 STREAM = 77
 BYTES_PER_SYSTEM = 48
@@ -42,15 +46,28 @@ def kernels(monkeypatch):
 
         return launch
 
+    def without_workspace(kernel):
+        def launch(dtype, batch, *arguments):
+            *arguments, stream = arguments
+            assert stream == STREAM
+            launched.append(batch)
+            kernel(dtype, batch, *arguments)
+
+        return launch
+
     fake = SimpleNamespace(
         spd_solve=stand_in(native.spd_solve),
+        weighted_gram=without_workspace(native.weighted_gram),
+        ridge_primal=without_workspace(native.ridge_dual),  # the same minimiser
         scaled_gram_solve=stand_in(native.scaled_gram_solve),
         spd_solve_workspace=lambda dtype, batch, n, k: BYTES_PER_SYSTEM * batch,
         scaled_gram_solve_workspace=lambda dtype, batch, n: BYTES_PER_SYSTEM * batch,
         launched=launched,
     )
-    for module in (spd, scaled_gram):
+    for name in ("spd", "scaled_gram", "weighted_gram", "_ridge_routes"):
+        module = sys.modules[f"backmatch.linalg.{name}"]
         monkeypatch.setattr(module, "native_cuda", lambda: fake)
+    for module in (spd, scaled_gram):
         monkeypatch.setattr(module, "_run", module._run_on_cuda)
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=STREAM))
@@ -96,14 +113,50 @@ def test_empty_problems_launch_nothing(kernels):
 
 
 @pytest.mark.parametrize("lead", [(), (2,)])
-def test_products_in_chunks_and_generic_loop(monkeypatch, lead):
-    """What CUDA does without kernels of its own: plain torch code, so it runs here as well."""
-    Z, w = lc.normal(*lead, 6, 4), lc.normal(3, 6, seed=1)
+def test_weighted_gram_launches(kernels, lead):
+    Z, w = lc.normal(*lead, 6, 4), lc.relu_like(3, 6, seed=1)
     damping = torch.tensor([0.1, 0.2, 0.0]).double()
-    whole = weighted_gram_on_cuda(Z, w, damping, True)
-    monkeypatch.setattr(_library, "WORKSPACE_BYTES", 1)
-    torch.testing.assert_close(weighted_gram_on_cuda(Z, w, damping, True), whole)
-    torch.testing.assert_close(linalg.weighted_gram(Z, w, damping=damping), whole)
+    expected = linalg.weighted_gram(Z, w, damping=damping)
+    assert torch.equal(weighted_gram_on_cuda(Z, w, damping, True), expected)
+    assert kernels.launched == [3] * (2 if lead else 1)
+    by_columns = Z.mT.contiguous().mT
+    assert torch.equal(weighted_gram_on_cuda(by_columns, w.expand(*lead, 3, 6), damping), expected)
+    for batch, m, n in ((0, 3, 4), (2, 3, 0), (2, 0, 3)):
+        G = weighted_gram_on_cuda(torch.empty(m, n), torch.empty(batch, m), torch.ones(()))
+        assert torch.equal(G, torch.eye(n).expand(batch, n, n))
+
+
+@pytest.mark.parametrize("shape", [(), (5,)])
+def test_ridge_primal_launches(kernels, shape):
+    Z, S, R = lc.normal(9, 4), lc.relu_like(5, 9, seed=1), lc.normal(5, 9, seed=2)
+    damping = lc.normal(*shape, seed=3).abs() + 0.1
+    d, info = _ridge_routes.primal_on_chip(Z, R, S, damping)
+    assert kernels.launched == [5]
+    torch.testing.assert_close(d, primal(Z, R, S, damping)[0])
+    assert not info.any()
+
+
+@pytest.mark.parametrize(
+    ("n", "active", "damping", "route"),
+    [
+        (8, 20, 1.0, primal),  # by cost
+        (30, 36, 10.0, dual),  # by cost
+        (30, 36, 1e-4, primal),  # the dual form would be ill-conditioned
+        (30, 25, 1e-4, dual),  # no more rows than columns
+    ],
+)
+def test_the_choice_on_the_device_is_that_on_the_host(n, active, damping, route):
+    """In float64, where the host has no route that the device lacks."""
+    Z, S = lc.normal(40, n), lc.normal(200, 40, seed=1).abs() + 0.5
+    S[lc.normal(200, 40, seed=2).argsort(-1) >= active] = 0
+    for shift in (torch.tensor(damping).double(), torch.full((200,), damping).double()):
+        assert choose_on_device(Z, S, shift) is route
+        assert choose(Z, S, shift) is route
+
+
+def test_generic_loop():
+    """What CUDA does without a kernel of its own: plain torch code, so it runs here as well."""
+    damping = torch.tensor([0.1, 0.2, 0.0]).double()
     A, B = lc.spd(3, 9), lc.normal(3, 9, 2, seed=1)
     by_loop = dense_cg._cuda(A, B, damping, 1e-10, 90)
     for mine, native in zip(by_loop, linalg.cg(A, B, damping=damping), strict=True):
@@ -143,6 +196,8 @@ def test_ex_forms_do_not_synchronise():
     try:
         linalg.spd_solve_ex(A, B, damping=0.5)
         linalg.scaled_gram_solve_ex(A[0], D, D, damping=0.5)
+        weighted_gram_unchecked(A[0], D)
+        primal(A[0], D, D, torch.full((), 0.5, dtype=A.dtype, device="cuda"))
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

@@ -45,6 +45,8 @@ def choose(Z: Tensor, slopes: Tensor, damping: Tensor) -> Route:
     common = damping.dim() == 0 and Z.dtype == torch.float32 and not Z.is_cuda
     if m <= n and not (common and slopes.numel() >= SMALL):
         return dual
+    if Z.is_cuda:
+        return choose_on_device(Z, slopes, damping)
     active, solves, smaller, most, binary = _counts(slopes)
     common_gram = PRODUCT * m * m * n / 2
     route, cost = dual, solves + common_gram
@@ -61,19 +63,28 @@ def choose(Z: Tensor, slopes: Tensor, damping: Tensor) -> Route:
     return route
 
 
+def choose_on_device(Z: Tensor, slopes: Tensor, damping: Tensor) -> Route:
+    """:func:`choose` for m > n without the complement, with one transfer from the device."""
+    m, n = Z.shape
+    active = slopes.count_nonzero(-1).double()
+    solves = (active * active * (active / 6 + 2)).sum()
+    trace = slopes.square() @ torch.linalg.vecdot(Z, Z, dim=-1)
+    accurate = (damping >= DUAL_FLOOR / n * trace).all().double()
+    facts = torch.stack([active.sum(), solves, active.max(), accurate]).tolist()
+    rows, cost, most, is_accurate = facts
+    if most <= n:
+        return dual
+    direct = rows * n * n / 2 + slopes.shape[0] * (n**3 / 6 + n * n)
+    return dual if cost + PRODUCT * m * m * n / 2 <= direct and is_accurate else primal
+
+
 def _counts(slopes: Tensor) -> tuple[float, float, float, int, bool]:
     """Sums over the systems: active rows, cost in dual form and by the complement; the most active
     rows of one; whether all slopes are 0 or 1."""
-    if not slopes.is_cuda:
-        found: tuple[float, float, float, int, bool] = native().ridge_counts(
-            DTYPE_NAMES[slopes.dtype], *slopes.shape, slopes.data_ptr(), *slopes.stride()
-        )
-        return found
-    active = slopes.count_nonzero(-1).double()
-    least = torch.minimum(active, slopes.shape[1] - active)
-    dual_cost, complement_cost = (float((a * a * (a / 6 + 2)).sum()) for a in (active, least))
-    binary = bool(((slopes == 0) | (slopes == 1)).all())
-    return float(active.sum()), dual_cost, complement_cost, int(active.max()), binary
+    found: tuple[float, float, float, int, bool] = native().ridge_counts(
+        DTYPE_NAMES[slopes.dtype], *slopes.shape, slopes.data_ptr(), *slopes.stride()
+    )
+    return found
 
 
 def _square(Z: Tensor) -> float:

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._library import DTYPE_NAMES, in_chunks, native
+from ._library import DTYPE_NAMES, in_chunks, launch, native, native_cuda
 from .scaled_gram import solve_family
 from .spd import KERNEL_SIDE, solve_shared, solve_systems
-from .weighted_gram import weighted_gram_unchecked
+from .weighted_gram import by_rows, weighted_gram_unchecked
 
 
 def shared(Z: Tensor, R: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]:
@@ -78,8 +78,17 @@ def call_family(
 
 
 def primal(Z: Tensor, R: Tensor, slopes: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]:
-    """Same arguments; the Gram matrices are formed chunk by chunk within the memory budget."""
+    """Same arguments.
+
+    On CUDA one kernel forms and solves each system on chip where it fits; otherwise the Gram
+    matrices are formed chunk by chunk within the memory budget.
+    """
     batch, n = R.shape[0], Z.shape[1]
+    if Z.is_cuda:
+        with torch.cuda.device(Z.device):
+            fits = native_cuda().ridge_primal_fits(DTYPE_NAMES[Z.dtype], n)
+        if fits:
+            return primal_on_chip(by_rows(Z), R, slopes, damping)
     w = slopes.square()
     # A row that is off counts for nothing, whatever R holds there: as in the other routes.
     B = ((slopes * R).masked_fill(slopes == 0, 0) @ Z).unsqueeze(-1)
@@ -92,6 +101,21 @@ def primal(Z: Tensor, R: Tensor, slopes: Tensor, damping: Tensor) -> tuple[Tenso
 
     in_chunks(batch, Z.element_size() * n * n, work)
     return d.squeeze(-1), info
+
+
+def primal_on_chip(Z: Tensor, R: Tensor, slopes: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]:
+    """:func:`primal` on CUDA, for orders that the kernel takes."""
+    batch, n = R.shape[0], Z.shape[1]
+    kernel = native_cuda().ridge_primal
+    d, info = R.new_empty(batch, n), R.new_empty(batch, dtype=torch.int32)
+
+    def enqueue(part: slice, workspace: int, stream: int) -> None:
+        shift = damping[part] if damping.dim() else damping
+        tail = (d[part].data_ptr(), info[part].data_ptr(), stream)
+        call_family(kernel, Z, slopes[part], R[part], shift, *tail)
+
+    launch(Z.device, batch, lambda size: 0, enqueue)
+    return d, info
 
 
 def minimum_norm(

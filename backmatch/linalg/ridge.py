@@ -167,7 +167,7 @@ def damped(
     and info (batch,) as :func:`ridge_ex` does.
     """
     if not isinstance(damping, Tensor):
-        damping = Z.new_tensor(damping)
+        damping = Z.new_full((), damping)  # a fill does not synchronise, a copy does
     elif damping.dim() and (damping.stride(0) == 0 or damping.shape[0] == 1):
         damping = damping[0]
     if slopes is None:

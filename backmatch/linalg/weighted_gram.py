@@ -12,8 +12,9 @@ from ._layout import damping_tensor, families, family_lead, require_damping
 from ._library import (
     DTYPE_NAMES,
     define,
-    in_chunks,
+    launch,
     native,
+    native_cuda,
     not_differentiable,
     refuse_forward_mode,
     unobserved,
@@ -23,8 +24,7 @@ from ._library import (
 def weighted_gram(Z: Tensor, w: Tensor, *, damping: float | Tensor = 0.0) -> Tensor:
     """``G_j = Z^T diag(w_j) Z + damping_j I`` for every row w_j of ``w``.
 
-    Rows with weight 0 do not count, whatever they hold; on the CPU no (batch, m, n) temporary is
-    formed.
+    Rows with weight 0 do not count, whatever they hold; no (batch, m, n) temporary is formed.
 
     Args:
         Z: shape (..., m, n).
@@ -86,33 +86,42 @@ def _cpu(Z: Tensor, w: Tensor, damping: Tensor, check: bool = False) -> Tensor:
     return _checked(Z, w, G, check)
 
 
-def _call(kernel: Any, Z: Tensor, w: Tensor, damping: Tensor, G: Tensor) -> None:
+def _cuda(Z: Tensor, w: Tensor, damping: Tensor, check: bool = False) -> Tensor:
+    lead = _lead(Z, w, damping)
+    if check:
+        require_damping(damping)
+    G = _allocate(Z, lead)
+    if G.numel():
+        for part in families(by_rows(Z), lead, (w, 1), (damping, 0), (G, 2)):
+            _run_on_cuda(*part)
+    return _checked(Z, w, G, check)
+
+
+def by_rows(Z: Tensor) -> Tensor:
+    """``Z`` with its rows contiguous: the CUDA kernels read any strides, but these the fastest.
+
+    A copy of Z is small beside the results of a family.
+    """
+    return Z if Z.stride(-1) == 1 else Z.contiguous()
+
+
+def _run_on_cuda(Z: Tensor, w: Tensor, damping: Tensor, G: Tensor) -> None:
+    kernel = native_cuda().weighted_gram
+
+    def enqueue(part: slice, workspace: int, stream: int) -> None:
+        _call(kernel, Z, w[part], damping[part], G[part], stream)
+
+    launch(Z.device, w.shape[0], lambda batch: 0, enqueue)
+
+
+def _call(kernel: Any, Z: Tensor, w: Tensor, damping: Tensor, G: Tensor, *tail: int) -> None:
     kernel(
         *(DTYPE_NAMES[Z.dtype], w.shape[0], *Z.shape),
         *(Z.data_ptr(), *Z.stride()),
         *(w.data_ptr(), *w.stride()),
         *(damping.data_ptr(), *damping.stride()),
-        G.data_ptr(),
+        *(G.data_ptr(), *tail),
     )
-
-
-def _cuda(Z: Tensor, w: Tensor, damping: Tensor, check: bool = False) -> Tensor:
-    """Chunks of one batched product each."""
-    lead = _lead(Z, w, damping)
-    if check:
-        require_damping(damping)
-    G = _allocate(Z, lead)
-    for part in families(Z, lead, (w, 1), (damping, 0), (G, 2)):
-        _products(*part)
-    return _checked(Z, w, G, check)
-
-
-def _products(Z: Tensor, w: Tensor, damping: Tensor, G: Tensor) -> None:
-    def work(part: slice) -> None:
-        G[part] = (Z.mT * w[part].unsqueeze(-2)) @ Z
-        G[part].diagonal(dim1=-2, dim2=-1).add_(damping[part].unsqueeze(-1))
-
-    in_chunks(w.shape[0], Z.element_size() * (Z.numel() + Z.shape[-1] ** 2), work)
 
 
 def _allocate(Z: Tensor, lead: Size) -> Tensor:

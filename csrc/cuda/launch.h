@@ -36,4 +36,14 @@ double launch_fma_rate(int64_t repeats, void* workspace, void* stream);
 int64_t matrix_rate_workspace();
 double launch_matrix_rate(int64_t repeats, void* workspace, void* stream);
 
+// Needs no workspace.
+template <class T>
+void launch_weighted_gram(const WeightedGramArgs<T>& args, void* stream);
+
+// Needs no workspace; takes only orders n that the other function says fit on the current device.
+template <class T>
+bool ridge_primal_fits(int64_t n);
+template <class T>
+void launch_ridge_primal(const RidgePrimalArgs<T>& args, void* stream);
+
 }  // namespace backmatch::cuda

@@ -47,10 +47,23 @@ namespace cuda = backmatch::cuda;
     return guarded([&] { *bytes = cuda::fma_rate_workspace<T>(); });                             \
   }
 
+#define BACKMATCH_GRAM(T)                                                         \
+  const char* weighted_gram_##T(const backmatch::WeightedGramArgs<T>* args) {      \
+    return guarded([&] { cuda::launch_weighted_gram(*args, nullptr); });           \
+  }                                                                               \
+  const char* ridge_primal_##T(const backmatch::RidgePrimalArgs<T>* args) {        \
+    return guarded([&] { cuda::launch_ridge_primal(*args, nullptr); });            \
+  }                                                                               \
+  const char* ridge_primal_fits_##T(int64_t n, int64_t* fits) {                    \
+    return guarded([&] { *fits = cuda::ridge_primal_fits<T>(n); });                \
+  }
+
 extern "C" {
 
 BACKMATCH_PRECISION(float)
 BACKMATCH_PRECISION(double)
+BACKMATCH_GRAM(float)
+BACKMATCH_GRAM(double)
 
 const char* matrix_rate_double(int64_t repeats, void* workspace, double* flops) {
   return guarded([&] { *flops = cuda::launch_matrix_rate(repeats, workspace, nullptr); });
@@ -66,6 +79,10 @@ const char* planted(int fault, const cuda::PlantedArgs* args, int64_t blocks) {
 
 const char* product(const cuda::ProductArgs* args) {
   return guarded([&] { cuda::launch_product(*args); });
+}
+
+const char* split_product(const cuda::SplitProductArgs* args) {
+  return guarded([&] { cuda::launch_split_product(*args); });
 }
 
 void configure(uint64_t seed, int64_t shared_bytes, int64_t multiprocessors) {

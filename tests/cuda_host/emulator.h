@@ -17,7 +17,7 @@
 namespace backmatch::emulator {
 
 constexpr int kWarp = 32;
-constexpr std::size_t kSlotBytes = 16;
+constexpr std::size_t kSlotBytes = 24;
 
 struct DeviceLimits {
   int64_t shared_bytes;

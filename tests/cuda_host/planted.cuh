@@ -79,4 +79,33 @@ inline void launch_product(const ProductArgs& args) {
   launch<product_kernel>(LaunchShape{1, kWarp, 0}, nullptr, args);
 }
 
+// C (16, 8) += A (16, 16) B (16, 8) by one warp, A and B in bf16 (bits), matrices row-major.
+struct SplitProductArgs {
+  const uint16_t* A;
+  const uint16_t* B;
+  float* C;
+};
+
+inline __global__ void split_product_kernel(SplitProductArgs args) {
+  const int g = thread_index() / 4, t = thread_index() % 4;
+  const auto pair = [](uint32_t low, uint32_t high) { return low | high << 16; };
+  uint32_t a[4], b[2];
+  for (int q = 0; q < 4; ++q) {
+    const uint16_t* place = args.A + (g + q % 2 * 8) * 16 + q / 2 * 8 + 2 * t;
+    a[q] = pair(place[0], place[1]);
+  }
+  for (int q = 0; q < 2; ++q) {
+    const uint16_t* place = args.B + (q * 8 + 2 * t) * 8 + g;
+    b[q] = pair(place[0], place[8]);
+  }
+  float c[4];
+  for (int e = 0; e < 4; ++e) c[e] = args.C[(g + e / 2 * 8) * 8 + 2 * t + e % 2];
+  multiply_add_16x8x16(c, a, b);
+  for (int e = 0; e < 4; ++e) args.C[(g + e / 2 * 8) * 8 + 2 * t + e % 2] = c[e];
+}
+
+inline void launch_split_product(const SplitProductArgs& args) {
+  launch<split_product_kernel>(LaunchShape{1, kWarp, 0}, nullptr, args);
+}
+
 }  // namespace backmatch::cuda

@@ -62,6 +62,33 @@ inline void multiply_add_8x8x4(double (&c)[2], double a, double b) {
   }
 }
 
+// Sums are exact to double and cut off at the end, as far from rounding as a device may be.
+inline void multiply_add_16x8x16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  const uint32_t own[6] = {a[0], a[1], a[2], a[3], b[0], b[1]};
+  const auto* all = emulator::share(own, sizeof(own));
+  const int lane = thread_index() % kWarp;
+  const auto value = [&](int source, int word, int half) {
+    uint32_t bits;
+    std::memcpy(&bits, all[source] + word * sizeof(bits), sizeof(bits));
+    bits = half == 0 ? bits << 16 : bits & 0xffff0000u;
+    float result;
+    std::memcpy(&result, &bits, sizeof(result));
+    return static_cast<double>(result);
+  };
+  double sum[4] = {c[0], c[1], c[2], c[3]};
+  for (int k = 0; k < 16; ++k) {
+    const double left[2] = {value(lane / 4 * 4 + k % 8 / 2, k / 8 * 2, k % 2),
+                            value(lane / 4 * 4 + k % 8 / 2, k / 8 * 2 + 1, k % 2)};
+    const double right[2] = {value(lane % 4 * 8 + k % 8 / 2, 4 + k / 8, k % 2),
+                             value(lane % 4 * 8 + 4 + k % 8 / 2, 4 + k / 8, k % 2)};
+    for (int e = 0; e < 4; ++e) sum[e] += left[e / 2] * right[e % 2];
+  }
+  for (int e = 0; e < 4; ++e) {
+    c[e] = static_cast<float>(sum[e]);
+    if (std::abs(static_cast<double>(c[e])) > std::abs(sum[e])) c[e] = std::nextafter(c[e], 0.0f);
+  }
+}
+
 inline unsigned ballot(bool predicate) { return emulator::ballot(predicate); }
 inline int count_bits(unsigned bits) { return __builtin_popcount(bits); }
 inline unsigned char* shared_memory() { return emulator::shared_memory(); }

@@ -59,6 +59,19 @@ __device__ __forceinline__ void multiply_add_8x8x4(double (&c)[2], double a, dou
       : "d"(a), "d"(b));
 }
 
+// C += A B on the matrix units, by all 32 lanes of the warp: A and B in bf16, C and sums in float.
+// A is 16 x 16, B 16 x 8, C 16 x 8. With g = lane / 4 and t = lane % 4, each 32-bit number holds two
+// neighbours in the inner dimension, the first in the lower half: a = A[g, 2t], A[g + 8, 2t],
+// A[g, 2t + 8], A[g + 8, 2t + 8]; b = B[2t, g], B[2t + 8, g]; and c = C[g, 2t], C[g, 2t + 1],
+// C[g + 8, 2t], C[g + 8, 2t + 1]. Products are exact; the sum of one call is cut off, not rounded.
+__device__ __forceinline__ void multiply_add_16x8x16(float (&c)[4], const uint32_t (&a)[4],
+                                                     const uint32_t (&b)[2]) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
 __device__ __forceinline__ int count_bits(unsigned bits) { return __popc(bits); }
 
 // The block's dynamic shared memory: the only way the kernels reach any.
