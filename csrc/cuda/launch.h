@@ -27,4 +27,22 @@ int64_t scaled_gram_solve_workspace(int64_t batch, int64_t n);
 template <class T>
 void launch_scaled_gram_solve(const ScaledGramArgs<T>& args, void* workspace, void* stream);
 
+// Conjugate gradient, n <= the largest order; no workspace.
+template <class T>
+int64_t cg_largest_order();
+template <class T>
+void launch_cg(const CgArgs<T>& args, void* stream);
+template <class T>
+int64_t scaled_gram_cg_largest_order();
+template <class T>
+void launch_scaled_gram_cg(const ScaledGramCgArgs<T>& args, void* stream);
+
+// One workspace for both; rows that need none have 0 bytes.
+template <class T>
+int64_t cg_step_workspace(int64_t systems, int64_t n);
+template <class T>
+void launch_cg_step(const CgStepArgs<T>& args, void* workspace, void* stream);
+template <class T>
+void launch_cg_direction(const CgDirectionArgs<T>& args, void* workspace, void* stream);
+
 }  // namespace backmatch::cuda
