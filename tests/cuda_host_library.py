@@ -22,6 +22,7 @@ REPOSITORY = Path(__file__).parent.parent
 KERNELS = REPOSITORY / "csrc" / "cuda"
 HOST = Path(__file__).parent / "cuda_host"
 KERNEL_SOURCES = ("spd_solve.cu", "scaled_gram_solve.cu")
+KERNEL_SOURCES += ("cg.cu", "cg_step.cu", "scaled_gram_cg.cu")
 
 GUARD_BYTES = 512
 H100_SHARED_BYTES = 232448
@@ -75,6 +76,7 @@ def _compile(library: Path, kernels: Path) -> None:
     instrumented = [*common, "-fsanitize=thread"]
     jobs = [(common, HOST / "emulator.cpp"), (common, HOST / "memory_check.cpp")]
     jobs += [(instrumented, HOST / "driver.cpp")]
+    jobs += [(instrumented, HOST / "driver_krylov.cpp")]
     jobs += [(instrumented, kernels / name) for name in KERNEL_SOURCES]
     outputs = [str(objects / (source.stem + ".o")) for _, source in jobs]
     commands = [
