@@ -9,6 +9,9 @@
 namespace py = pybind11;
 
 namespace backmatch {
+
+void bind_cuda_cg(py::module_& sub);  // in bindings_cuda_cg.cpp
+
 namespace {
 
 int64_t spd_solve_workspace(const std::string& dtype, int64_t batch, int64_t n, int64_t k) {
@@ -75,6 +78,7 @@ void bind_cuda(py::module_& m) {
   sub.def("scaled_gram_solve", scaled_gram_solve, released(), "dtype"_a, "batch"_a, "n"_a, "K"_a,
           "k_row"_a, "k_col"_a, "D"_a, "d_batch"_a, "d_col"_a, "R"_a, "r_batch"_a, "r_col"_a,
           "damping"_a, "damping_stride"_a, "X"_a, "info"_a, "workspace"_a, "stream"_a);
+  bind_cuda_cg(sub);
 }
 
 }  // namespace backmatch

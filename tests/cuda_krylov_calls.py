@@ -6,7 +6,8 @@ import ctypes
 from typing import NamedTuple
 
 import numpy as np
-from cuda_host_library import CudaHost, Device, Guarded
+from cuda_cases import DEFAULT
+from cuda_host_library import CudaHost, Guarded
 
 _PRECISIONS = {"float32": ("float", ctypes.c_float), "float64": ("double", ctypes.c_double)}
 _POINTERS = ("damping", "upper", "lower", "iterations", "residual", "converged")
@@ -62,7 +63,7 @@ def _result(X: Guarded, status: dict[str, Guarded]) -> Result:
     return Result(X.array, *arrays[:2], arrays[2].astype(bool))
 
 
-def cg(cuda, A, damping, B, rtol, max_steps, x0=None, device=Device()) -> Result:
+def cg(cuda, A, damping, B, rtol, max_steps, x0=None, device=DEFAULT) -> Result:
     """A (batch, n, n), damping (batch,), B (batch, n, k)."""
     batch, n, k = B.shape
     dtype = B.dtype
@@ -85,9 +86,7 @@ def cg(cuda, A, damping, B, rtol, max_steps, x0=None, device=Device()) -> Result
     return _result(X, status)
 
 
-def scaled_gram_cg(
-    cuda, K, D, R, damping, rtol, max_steps, inverse=None, device=Device()
-) -> Result:
+def scaled_gram_cg(cuda, K, D, R, damping, rtol, max_steps, inverse=None, device=DEFAULT) -> Result:
     """K (n, n), D and R (batch, n), damping (batch,); inverse: L^-1 (n, n) of L L^T."""
     batch, n = R.shape
     dtype = R.dtype
@@ -121,7 +120,7 @@ class Loop:
     def __init__(self, **arrays: np.ndarray) -> None:
         self.arrays = arrays
 
-    def run(self, cuda, stem, max_steps=10**6, preconditioned=False, device=Device()) -> Loop:
+    def run(self, cuda, stem, max_steps=10**6, preconditioned=False, device=DEFAULT) -> Loop:
         """The arrays after ``cg_step`` or ``cg_direction``, which also takes Z."""
         memory = {name: Guarded.copy_of(value) for name, value in self.arrays.items()}
         systems, n = self.arrays["P"].shape
