@@ -161,7 +161,8 @@ template <class Problem, class T>
 __device__ __forceinline__ Phase finish(const Problem& problem, int64_t system,
                                        const Slot<T>& slot) {
   const T residual = slot.norm == T(0) ? T(0) : slot.distance / slot.norm;
-  problem.report(system, slot.steps, residual, slot.distance <= slot.target);
+  const bool reached = slot.distance <= slot.target && slot.distance <= kLargestFinite<T>;
+  problem.report(system, slot.steps, residual, reached);
   return kDone;
 }
 
