@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from cuda_cases import TINY, family, spd_matrices
 from cuda_host_library import KERNELS, CudaHost, Device, FindingError, build
+from cuda_krylov_calls import Loop, cg, scaled_gram_cg
 
 
 @pytest.fixture(scope="module")
@@ -80,9 +81,10 @@ def test_every_barrier_is_needed_and_its_loss_is_seen(tmp_path, name, number):
 
 
 def exercise(cuda: CudaHost) -> None:
-    """Both kernels, several systems a block, two passes of columns, solved and failed systems."""
+    """All kernels, several systems a block, two passes of columns, solved and failed systems."""
     for seed in range(4):
         exercise_in_order(cuda, Device(seed, TINY.shared_bytes, multiprocessors=1))
+        exercise_krylov(cuda, Device(seed, 20_000, multiprocessors=1))
 
 
 def exercise_in_order(cuda: CudaHost, device: Device) -> None:
@@ -95,3 +97,20 @@ def exercise_in_order(cuda: CudaHost, device: Device) -> None:
     damping[:2] = np.nan
     _, info = cuda.scaled_gram_solve(K, D, R, damping, device)
     assert (info > 0).tolist() == [True, True, False, False, False]
+
+
+def exercise_krylov(cuda: CudaHost, device: Device) -> None:
+    """Two warps, more systems than slots, with and without a preconditioner; two sums a step."""
+    rng = np.random.default_rng(0)
+    Z = rng.standard_normal((40, 44)).astype(np.float32) / 7
+    K, R = Z @ Z.T, rng.standard_normal((6, 40)).astype(np.float32)
+    ones, cap = np.ones(6, np.float32), 5
+    for inverse in (None, np.eye(40, dtype=np.float32)):
+        x = scaled_gram_cg(cuda, K, np.ones_like(R), R, ones, 1e-3, cap, inverse, device).x
+        assert np.isfinite(x).all()
+    for _ in range(2):
+        cg(cuda, np.stack([K, K]), ones[:2], R.T.copy()[None].repeat(2, 0), 1e-3, cap, None, device)
+    rows = {name: rng.uniform(1, 2, (3, 600)).astype(np.float32) for name in "PQXRZ"}
+    flags = {"running": np.ones(3, np.uint8), "alive": np.ones(3, np.uint8)}
+    scalars = {"rho": ones[:3], "target": 0 * ones[:3], "steps": np.zeros(3, np.int64)}
+    Loop(**rows, **scalars, **flags).run(cuda, "cg_step", device=device)

@@ -76,7 +76,7 @@ def conjugate_gradient(
     if x0 is None:
         X, R = torch.zeros_like(B), B.clone()
     else:
-        X = torch.where((norm == 0).unsqueeze(-2), 0, x0 / scale).contiguous()
+        X = (x0 / scale).masked_fill((norm == 0).unsqueeze(-2), 0).contiguous()
         R = B - apply(X)
     steps = torch.zeros_like(norm, dtype=torch.int64)
     alive = torch.ones_like(norm, dtype=torch.bool)
@@ -90,7 +90,7 @@ def conjugate_gradient(
             apply, preconditioner, X, R, running, alive, steps, target, max_steps, restrict, rounds
         )
         R = B - apply(X)
-    residual = torch.where(norm == 0, 0, distance / norm)
+    residual = (distance / norm).masked_fill(norm == 0, 0)
     return CGResult(X * scale, steps, residual, distance <= target)
 
 
