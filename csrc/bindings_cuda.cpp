@@ -9,6 +9,9 @@
 namespace py = pybind11;
 
 namespace backmatch {
+
+void bind_cuda_cg(py::module_& sub);  // in bindings_cuda_cg.cpp
+
 namespace {
 
 int64_t spd_solve_workspace(const std::string& dtype, int64_t batch, int64_t n, int64_t k) {
@@ -117,6 +120,7 @@ void bind_cuda(py::module_& m) {
           "z_row"_a, "z_col"_a, "D"_a, "d_batch"_a, "d_col"_a, "R"_a, "r_batch"_a, "r_col"_a,
           "damping"_a, "damping_stride"_a, "d"_a, "info"_a, "stream"_a);
   bind_cuda_device(sub);
+  bind_cuda_cg(sub);
 }
 
 }  // namespace backmatch

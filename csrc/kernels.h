@@ -224,4 +224,28 @@ struct CgArgs {
   uint8_t* converged;
 };
 
+// Conjugate gradient on (D_j K D_j + damping_j I) y_j = R_j from y = 0; X_j = D_j y_j. K: (n, n),
+// read in full; D and R: (batch, n); X: (batch, n) contiguous. upper = L^-T and lower = L^-1, (n, n)
+// contiguous, of a preconditioner L^-T L^-1; null: none. iterations, residual, converged: (batch,).
+template <class T>
+struct ScaledGramCgArgs {
+  int64_t batch, n;
+  const T* K;
+  int64_t k_row, k_col;
+  const T* D;
+  int64_t d_batch, d_col;
+  const T* R;
+  int64_t r_batch, r_col;
+  const T* damping;
+  int64_t damping_stride;
+  const T* upper;
+  const T* lower;
+  T rtol;
+  int64_t max_steps;
+  T* X;
+  int64_t* iterations;
+  T* residual;
+  uint8_t* converged;
+};
+
 }  // namespace backmatch

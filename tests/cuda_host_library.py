@@ -78,6 +78,7 @@ def _compile(library: Path, kernels: Path) -> None:
     instrumented = [*common, "-fsanitize=thread"]
     jobs = [(common, HOST / "emulator.cpp"), (common, HOST / "memory_check.cpp")]
     jobs += [(instrumented, HOST / "driver.cpp")]
+    jobs += [(instrumented, HOST / "driver_krylov.cpp")]
     jobs += [(instrumented, kernels / name) for name in KERNEL_SOURCES]
     outputs = [str(objects / (source.stem + ".o")) for _, source in jobs]
     commands = [

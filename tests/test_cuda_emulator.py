@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from cuda_cases import TINY, family, spd_matrices
 from cuda_host_library import KERNELS, CudaHost, Device, FindingError, build
+from cuda_krylov_calls import Loop, cg, scaled_gram_cg
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +98,7 @@ def exercise(cuda: CudaHost) -> None:
     for seed in range(4):
         exercise_in_order(cuda, Device(seed, TINY.shared_bytes, multiprocessors=1))
         exercise_gram(cuda, Device(seed, multiprocessors=1))
+        exercise_krylov(cuda, Device(seed, 20_000, multiprocessors=1))
 
 
 def exercise_in_order(cuda: CudaHost, device: Device) -> None:
@@ -122,3 +124,20 @@ def exercise_gram(cuda: CudaHost, device: Device) -> None:
     damping[:2] = -1e3
     _, info = cuda.ridge_primal(Z[:2], w[:, :2], w[:, :2], damping, device)
     assert info.tolist() == [1, 1] + [0] * 64
+
+
+def exercise_krylov(cuda: CudaHost, device: Device) -> None:
+    """Two warps, more systems than slots, with and without a preconditioner; two sums a step."""
+    rng = np.random.default_rng(0)
+    Z = rng.standard_normal((40, 44)).astype(np.float32) / 7
+    K, R = Z @ Z.T, rng.standard_normal((6, 40)).astype(np.float32)
+    ones, cap = np.ones(6, np.float32), 5
+    for inverse in (None, np.eye(40, dtype=np.float32)):
+        x = scaled_gram_cg(cuda, K, np.ones_like(R), R, ones, 1e-3, cap, inverse, device).x
+        assert np.isfinite(x).all()
+    for _ in range(2):
+        cg(cuda, np.stack([K, K]), ones[:2], R.T.copy()[None].repeat(2, 0), 1e-3, cap, None, device)
+    rows = {name: rng.uniform(1, 2, (3, 600)).astype(np.float32) for name in "PQXRZ"}
+    flags = {"running": np.ones(3, np.uint8), "alive": np.ones(3, np.uint8)}
+    scalars = {"rho": ones[:3], "target": 0 * ones[:3], "steps": np.zeros(3, np.int64)}
+    Loop(**rows, **scalars, **flags).run(cuda, "cg_step", device=device)

@@ -32,7 +32,7 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> None:
             self.arguments = arguments[:-1]
 
         def __call__(self) -> None:
-            krylov._run(*self.arguments)
+            krylov._plain_run(*self.arguments)
 
     monkeypatch.setattr(krylov, "FusedRun", Plain)
 

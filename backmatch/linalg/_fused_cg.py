@@ -80,13 +80,16 @@ class FusedRun:
 
     def _rows(self, name: str, value: Tensor) -> Tensor:
         """What a callable returned, as rows; the kernels take its address on trust."""
+        self._require_same_kind(name, value)
+        return value.reshape(self.P.shape).contiguous()
+
+    def _require_same_kind(self, name: str, value: Tensor) -> None:
         if (value.shape, value.dtype, value.device) != (self.shape, self.P.dtype, self.P.device):
             raise TypeError(
                 f"the {name} must return shape {tuple(self.shape)} and {self.P.dtype} on "
                 f"{self.P.device}, as it was given, got {tuple(value.shape)} and {value.dtype} on "
                 f"{value.device}"
             )
-        return value.reshape(self.P.shape).contiguous()
 
     def _turn(self, Z: Tensor) -> None:
         rows = (self.R, Z, self.P, self.rho, self.running)

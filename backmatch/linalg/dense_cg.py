@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Size, Tensor
 
 from .. import checks
+from . import _cuda_cg
 from ._failures import raise_failures
 from ._fused_cg import Apply
 from ._layout import broadcast, damping_tensor, flat, require_damping
-from ._library import DTYPE_NAMES, define, guarded, native, not_differentiable
+from ._library import DTYPE_NAMES, define, guarded, native, native_cuda, not_differentiable
 from .krylov import DEFAULT_RTOL, CGResult, conjugate_gradient
 
 
@@ -89,7 +92,7 @@ def _generic(
     preconditioner: Apply | None,
     x0: Tensor | None,
 ) -> CGResult:
-    """The loop in torch, for callables, preconditioners and CUDA."""
+    """The loop of :mod:`krylov`, for callables, preconditioners and large systems on CUDA."""
     require_damping(damping)
     lead = _lead(A, B, damping, x0)
     shape = torch.Size((*lead, *B.shape[-2:]))
@@ -140,26 +143,11 @@ def _cpu(
     A: Tensor, B: Tensor, damping: Tensor, rtol: float, max_steps: int, x0: Tensor | None = None
 ) -> CGResult:
     require_damping(damping)
-    lead = _lead(A, B, damping, x0)
-    result = _allocate(B, lead)
-    x, iterations, residual, converged = result
-    if x0 is None:
-        x.zero_()
+    result = _start(A, B, damping, x0)
+    if result.converged.numel() and B.shape[-2]:
+        _call(native().cg, A, B, damping, rtol, max_steps, result)
     else:
-        x.copy_(x0.expand_as(x))
-    A3, B3, d1 = flat(A, lead, 2), flat(B, lead, 2), flat(damping, lead, 0)
-    batch, n, k = B3.shape
-    if converged.numel() and n:
-        native().cg(
-            *(DTYPE_NAMES[B.dtype], batch, n, k),
-            *(A3.data_ptr(), *A3.stride()),
-            *(d1.data_ptr(), *d1.stride()),
-            *(B3.data_ptr(), *B3.stride()),
-            *(rtol, max_steps, x.data_ptr()),
-            *(iterations.data_ptr(), residual.data_ptr(), converged.data_ptr()),
-        )
-    else:
-        for value, answer in ((iterations, 0), (residual, 0), (converged, True)):
+        for value, answer in zip(result[1:], (0, 0, True), strict=True):
             value.fill_(answer)
     _raise_nonfinite(A, B, x0, result)
     return result
@@ -168,7 +156,55 @@ def _cpu(
 def _cuda(
     A: Tensor, B: Tensor, damping: Tensor, rtol: float, max_steps: int, x0: Tensor | None = None
 ) -> CGResult:
-    return _generic(A, B, damping, rtol, max_steps, None, x0)
+    if not B.numel() or not _cuda_cg.has_kernel("cg", A):
+        return _generic(A, B, damping, rtol, max_steps, None, x0)
+    result = _start(A, B, damping, x0)
+    if result.converged.numel():
+        with torch.cuda.device(A.device):
+            if A.stride(-1) != 1 and A.shape[-1] > _LARGEST_ON_CHIP:
+                A = A.contiguous()  # neighbouring threads read along its last dimension
+            stream = torch.cuda.current_stream().cuda_stream
+            _call(native_cuda().cg, A, B, damping, rtol, max_steps, result, stream)
+    require_damping(damping)  # waits for the device, as the next line does
+    _raise_nonfinite(A, B, x0, result)
+    return result
+
+
+#: Up to here a matrix is copied to shared memory first, whatever its strides and dtype.
+_LARGEST_ON_CHIP = 128
+
+
+def _start(A: Tensor, B: Tensor, damping: Tensor, x0: Tensor | None) -> CGResult:
+    """Room for the result, with x at its start."""
+    result = _allocate(B, _lead(A, B, damping, x0))
+    if x0 is None:
+        result.x.zero_()
+    else:
+        result.x.copy_(x0.expand_as(result.x))
+    return result
+
+
+def _call(
+    kernel: Any,
+    A: Tensor,
+    B: Tensor,
+    damping: Tensor,
+    rtol: float,
+    max_steps: int,
+    result: CGResult,
+    *tail: int,
+) -> None:
+    lead = result.x.shape[:-2]
+    A3, B3, d1 = flat(A, lead, 2), flat(B, lead, 2), flat(damping, lead, 0)
+    kernel(
+        *(DTYPE_NAMES[B.dtype], *B3.shape),
+        *(A3.data_ptr(), *A3.stride()),
+        *(d1.data_ptr(), *d1.stride()),
+        *(B3.data_ptr(), *B3.stride()),
+        *(rtol, max_steps, result.x.data_ptr()),
+        *(result.iterations.data_ptr(), result.residual.data_ptr(), result.converged.data_ptr()),
+        *tail,
+    )
 
 
 def _allocate(B: Tensor, lead: Size) -> CGResult:

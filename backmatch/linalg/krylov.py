@@ -1,7 +1,7 @@
 """Conjugate gradient on many systems at once, each with its own stop.
 
-The loop :func:`conjugate_gradient` is written once, for any operator; :func:`cg` hands a dense
-batch on the CPU to the native kernel, which follows the same rules.
+The loop :func:`conjugate_gradient` is written once, for any operator; :func:`cg` and
+:func:`scaled_gram_cg` hand what has a kernel of its own to that, which follows the same rules.
 """
 
 from __future__ import annotations
@@ -11,13 +11,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from . import _cuda_cg
 from ._fused_cg import Apply, FusedRun, Restrict
 
 #: Relative residual at which a system counts as solved when ``rtol`` is ``None``.
 DEFAULT_RTOL = {torch.float32: 1e-5, torch.float64: 1e-10}
-
-#: Steps between two looks at "is any system still running", which waits for the device on CUDA.
-CUDA_STEPS_PER_CHECK = 8
 
 
 class CGResult(NamedTuple):
@@ -78,26 +76,70 @@ def conjugate_gradient(
     if x0 is None:
         X, R = torch.zeros_like(B), B.clone()
     else:
-        X = torch.where((norm == 0).unsqueeze(-2), 0, x0 / scale).contiguous()
+        X = (x0 / scale).masked_fill((norm == 0).unsqueeze(-2), 0).contiguous()
         R = B - apply(X)
     steps = torch.zeros_like(norm, dtype=torch.int64)
     alive = torch.ones_like(norm, dtype=torch.bool)
+    rounds = _Rounds(B, max_steps)
     while True:
         distance = torch.linalg.vector_norm(R, dim=-2)
         running = alive & (distance > target) & (steps < max_steps)
-        if not bool(running.any()):
+        if not rounds.another(running):
             break
-        arrays = (X, R, running, alive, steps, target, max_steps)
-        if B.shape[-1] == 1 and not B.is_cuda:
-            FusedRun(apply, preconditioner, *arrays, restrict)()
-        else:
-            _run(apply, preconditioner, *arrays)
+        _run(
+            apply, preconditioner, X, R, running, alive, steps, target, max_steps, restrict, rounds
+        )
         R = B - apply(X)
-    residual = torch.where(norm == 0, 0, distance / norm)
+    residual = (distance / norm).masked_fill(norm == 0, 0)
     return CGResult(X * scale, steps, residual, distance <= target)
 
 
+class _Rounds:
+    """Whether another round of steps follows, and how many steps it may take.
+
+    Where nothing can be looked at (:mod:`_cuda_cg`) the rounds are counted instead.
+    """
+
+    def __init__(self, B: Tensor, max_steps: int) -> None:
+        self.on_cuda, self.steps, self.done = _cuda_cg.on_cuda(B) and B.numel() > 0, max_steps, 0
+        self.counted = _cuda_cg.capturing(B)
+        self.looks = _cuda_cg.Looks() if self.on_cuda and not self.counted else None
+
+    def another(self, running: Tensor) -> bool:
+        if self.looks is not None:
+            return self.looks.now(running)
+        if not self.on_cuda:
+            return bool(running.any())
+        if self.done > 0:
+            self.steps = min(self.steps, _cuda_cg.STEPS_OF_RESTART)
+        self.done += 1
+        return self.done <= 1 + _cuda_cg.RESTARTS_IN_GRAPH
+
+
 def _run(
+    apply: Apply,
+    preconditioner: Apply | None,
+    X: Tensor,
+    R: Tensor,
+    running: Tensor,
+    alive: Tensor,
+    steps: Tensor,
+    target: Tensor,
+    max_steps: int,
+    restrict: Restrict | None,
+    rounds: _Rounds,
+) -> None:
+    """Iterate until every system pauses; updates X, alive and steps in place."""
+    arrays = (X, R, running, alive, steps, target, max_steps)
+    if rounds.on_cuda:
+        _cuda_cg.CudaRun(apply, preconditioner, *arrays, rounds.steps, rounds.looks)()
+    elif X.shape[-1] == 1:
+        FusedRun(apply, preconditioner, *arrays, restrict)()
+    else:
+        _plain_run(apply, preconditioner, *arrays)
+
+
+def _plain_run(
     apply: Apply,
     preconditioner: Apply | None,
     X: Tensor,
@@ -111,25 +153,23 @@ def _run(
     """Iterate until every system pauses; updates X, R, alive and steps in place."""
     Z = R if preconditioner is None else preconditioner(R)
     P, rho = Z.clone(), _dot(R, Z)
-    steps_per_check = CUDA_STEPS_PER_CHECK if X.is_cuda else 1
     while True:
-        for _ in range(steps_per_check):
-            Q = apply(P)
-            curvature = _dot(P, Q)
-            sound = (curvature > 0) & (curvature < torch.inf) & (rho > 0)
-            alive &= sound | ~running
-            running = running & sound
-            alpha = torch.where(running, rho / curvature, 0).unsqueeze(-2)
-            X.addcmul_(alpha, P)
-            R.addcmul_(alpha, Q, value=-1)
-            steps += running
-            running = running & (torch.linalg.vector_norm(R, dim=-2) > target)
-            running = running & (steps < max_steps)
-            Z = R if preconditioner is None else preconditioner(R)
-            rho, previous = _dot(R, Z), rho
-            # A paused system has beta = 0, so that its unused direction stays bounded.
-            beta = torch.where(running, rho / previous, 0).unsqueeze(-2)
-            P = torch.addcmul(Z, beta, P)
+        Q = apply(P)
+        curvature = _dot(P, Q)
+        sound = (curvature > 0) & (curvature < torch.inf) & (rho > 0)
+        alive &= sound | ~running
+        running = running & sound
+        alpha = torch.where(running, rho / curvature, 0).unsqueeze(-2)
+        X.addcmul_(alpha, P)
+        R.addcmul_(alpha, Q, value=-1)
+        steps += running
+        running = running & (torch.linalg.vector_norm(R, dim=-2) > target)
+        running = running & (steps < max_steps)
+        Z = R if preconditioner is None else preconditioner(R)
+        rho, previous = _dot(R, Z), rho
+        # A paused system has beta = 0, so that its unused direction stays bounded.
+        beta = torch.where(running, rho / previous, 0).unsqueeze(-2)
+        P = torch.addcmul(Z, beta, P)
         if not bool(running.any()):
             return
 

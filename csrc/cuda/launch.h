@@ -46,4 +46,23 @@ bool ridge_primal_fits(int64_t n);
 template <class T>
 void launch_ridge_primal(const RidgePrimalArgs<T>& args, void* stream);
 
+
+// Conjugate gradient, n <= the largest order; no workspace.
+template <class T>
+int64_t cg_largest_order();
+template <class T>
+void launch_cg(const CgArgs<T>& args, void* stream);
+template <class T>
+int64_t scaled_gram_cg_largest_order();
+template <class T>
+void launch_scaled_gram_cg(const ScaledGramCgArgs<T>& args, void* stream);
+
+// One workspace for both; rows that need none have 0 bytes.
+template <class T>
+int64_t cg_step_workspace(int64_t systems, int64_t n);
+template <class T>
+void launch_cg_step(const CgStepArgs<T>& args, void* workspace, void* stream);
+template <class T>
+void launch_cg_direction(const CgDirectionArgs<T>& args, void* workspace, void* stream);
+
 }  // namespace backmatch::cuda

@@ -204,6 +204,7 @@ void run(const char* name, const LaunchShape& shape, const std::function<void()>
       shape.shared_bytes > limits.shared_bytes) {
     throw std::runtime_error(std::string(name) + ": a device would refuse this launch");
   }
+  order_accesses();
   Block block(name, shape, body);
   active = &block;
   block.run_all();

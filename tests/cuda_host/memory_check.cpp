@@ -8,6 +8,8 @@ namespace {
 
 constexpr std::uintptr_t kWord = 4;
 constexpr int kWarpThreads = 32;
+// Blocks that no block of the running launch races with.
+constexpr int64_t kNever = -1, kEarlierLaunch = -2;
 
 struct Shadow {
   Moment writer;
@@ -60,7 +62,7 @@ void check_word(Region& region, std::uintptr_t address, bool write) {
   Shadow& shadow = region.words[(address - region.start) / kWord];
   if (races(shadow.writer, *current)) report(region, "race", address, &shadow.writer);
   if (!write) {
-    if (shadow.writer.block < 0 && region.contents == Contents::kOutput) {
+    if (shadow.writer.block == kNever && region.contents == Contents::kOutput) {
       report(region, "read of uninitialised memory", address, nullptr);
     }
     note_reader(shadow, *current);
@@ -108,6 +110,16 @@ void forget(const char* name) {
 void forget_accesses(const char* name) {
   for (Region& region : regions) {
     if (region.name == name) region.words.assign(region.words.size(), Shadow{});
+  }
+}
+
+void order_accesses() {
+  for (Region& region : regions) {
+    for (Shadow& shadow : region.words) {
+      const int64_t block = shadow.writer.block == kNever ? kNever : kEarlierLaunch;
+      shadow = Shadow{};
+      shadow.writer.block = block;
+    }
   }
 }
 

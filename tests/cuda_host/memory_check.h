@@ -31,6 +31,8 @@ void forget_all();
 void forget(const char* name);
 // Makes what is watched under `name` uninitialised again.
 void forget_accesses(const char* name);
+// A launch is ordered after all that was enqueued before it: what earlier ones wrote is initialised.
+void order_accesses();
 
 // The thread whose accesses are checked from now on; nullptr: none.
 void set_current(const Moment* moment);
