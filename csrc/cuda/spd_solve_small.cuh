@@ -1,0 +1,326 @@
+// spd_solve for n <= 64: one thread a system up to n = 8 (thread_cholesky.cuh), a group of 4 to 32
+// lanes above (group_cholesky.cuh). One warp a block, systems side by side in it; no loop over the
+// batch, no barrier but those of the warp.
+//
+// Who owns what: a warp loads the matrices of its own systems, neighbouring lanes neighbouring
+// elements of a row, into its shared memory, and each lane takes from there what it holds. Where
+// rows begin at multiples of 16 bytes, 16 bytes are loaded at once; that is decided once a launch
+// and shows in no result. The right-hand sides of a pass go the same way; X comes back through the
+// shared memory of the matrix, which is then free.
+// Where it synchronises: after each filling of shared memory, and before it is filled anew.
+// Systems beyond the batch repeat the last one and store nothing.
+// Considered and rejected: entries straight from global to the registers that hold them (a load
+// touches P rows of 8 or 16 bytes of every system: eight times the requests), asynchronous copies
+// (the whole triangle of 8 systems does not fit beside its neighbours', and up to 16 accesses of 16
+// bytes a lane are in flight as it is), several systems in turn by one warp (its registers are full).
+#pragma once
+
+#include <type_traits>
+
+#include "../kernels.h"
+#include "thread_cholesky.cuh"
+
+namespace backmatch::cuda {
+
+// ---- n <= 8 --------------------------------------------------------------------------------------
+
+// One pass of at most C right-hand sides, from `first` on; system `lane` of the warp has `info`.
+template <int N, int C, class T>
+__device__ __forceinline__ void thread_pass(const SpdSolveArgs<T>& args, int64_t system, int live,
+                                            int64_t first, const T (&t)[triangle(N, 0)],
+                                            int32_t info, T* slab) {
+  const int lane = thread_index();
+  const auto beyond = [&](int s, int c) { return s >= live || first + c >= args.k; };
+  fill_slab<N * C>(slab, lane, [&](int s, int i) {
+    const T* B = args.B + (system + s) * args.b_batch + (first + i % C) * args.b_col;
+    return beyond(s, i % C) ? T(0) : B[i / C * args.b_row];
+  });
+  sync_warp();
+  T* own = slab + lane * kThreadStride;
+#pragma unroll 1
+  for (int c = 0; c < C && first + c < args.k; ++c) {
+    T b[N];
+#pragma unroll
+    for (int i = 0; i < N; ++i) b[i] = own[i * C + c];
+    thread_solve<N>(t, b);
+#pragma unroll
+    for (int i = 0; i < N; ++i) own[i * C + c] = info == 0 ? b[i] : kNaN<T>;
+  }
+  sync_warp();
+#pragma unroll 1
+  for (int e = lane; e < N * C * kWarp; e += kWarp) {
+    const int s = e / (N * C);
+    const int i = e % (N * C);
+    T* X = args.X + ((system + s) * N + i / C) * args.k + first + i % C;
+    if (!beyond(s, i % C)) *X = slab[s * kThreadStride + i];
+  }
+}
+
+template <class T, int N>
+__global__ void __launch_bounds__(kWarp) spd_solve_thread_kernel(SpdSolveArgs<T> args, bool wide) {
+  T* slab = reinterpret_cast<T*>(shared_memory());
+  const int lane = thread_index();
+  const int64_t system = block_index() * kWarp;
+  const int live = static_cast<int>(args.batch - system < kWarp ? args.batch - system : kWarp);
+  if (N == 1 && args.n == 0) {  // nothing to solve, but info to write
+    if (lane < live) args.info[system + lane] = 0;
+    return;
+  }
+  const T* A = args.A + system * args.a_batch;
+  const T damping = lane < live ? args.damping[(system + lane) * args.damping_stride] : T(0);
+  if (wide && live == kWarp) {
+    fill_slab_from<N * N>(slab, lane, A);
+  } else {
+    fill_slab<N * N>(slab, lane, [&](int s, int i) {
+      const T* entry = A + s * args.a_batch + i / N * args.a_row + i % N * args.a_col;
+      return s < live && i % N <= i / N ? *entry : T(i % N == i / N);
+    });
+  }
+  sync_warp();
+  T t[triangle(N, 0)];
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+#pragma unroll
+    for (int c = 0; c <= i; ++c) t[triangle(i, c)] = slab[lane * kThreadStride + i * N + c];
+    t[triangle(i, i)] += damping;
+  }
+  const int32_t info = thread_factor<N>(t);
+  if (lane < live) args.info[system + lane] = info;
+
+  if (args.k == 1) {
+    sync_warp();
+    thread_pass<N, 1>(args, system, live, 0, t, info, slab);
+    return;
+  }
+#pragma unroll 1
+  for (int64_t first = 0; first < args.k; first += kThreadColumns) {
+    sync_warp();
+    thread_pass<N, kThreadColumns>(args, system, live, first, t, info, slab);
+  }
+}
+
+// ---- 9 <= n <= 64 --------------------------------------------------------------------------------
+
+// The shared memory of one warp: the slabs of its systems, then a chunk of rows of each.
+template <class G>
+struct Stage {
+  using T = typename G::T;
+  static constexpr int kRows = 4 * G::Q;  // that pass at once
+  static constexpr int kChunks = G::N / kRows;
+  static constexpr int kLine = G::N + kPackSize<T>;                         // one row
+  static constexpr int kSystem = kRows * kLine + G::P * kPackSize<T>;       // different banks
+  static constexpr int64_t kBytes = G::kSystems * (G::kSlab + kSystem) * int64_t(sizeof(T));
+};
+
+// The systems of one warp; `front` is the frame's number of their row 0.
+template <class G>
+struct SpdWarp {
+  const SpdSolveArgs<typename G::T>& args;
+  const typename G::T* A;  // of its first system
+  int64_t system;
+  int live;
+  int front;
+  typename G::T* stage;
+
+  __device__ __forceinline__ int clamped(int s) const { return s < live ? s : live - 1; }
+};
+
+// Rows of one chunk to shared memory, W elements an access: the lower triangle, anything right of
+// it, rows of the identity behind row n, and zeros before column 0.
+template <int W, int chunk, class G>
+__device__ __forceinline__ void stage_rows(const SpdWarp<G>& warp) {
+  using T = typename G::T;
+  using S = Stage<G>;
+  constexpr int kPacks = (chunk + 1) * S::kRows / W;  // a row
+  constexpr int kTotal = G::kSystems * S::kRows * kPacks;
+  const int n = static_cast<int>(warp.args.n);
+#pragma unroll 1
+  for (int base = thread_index(); base < kTotal; base += kInFlight * kWarp) {
+    Pack<T, W> packs[kInFlight];
+#pragma unroll
+    for (int v = 0; v < kInFlight; ++v) {
+      const int e = base + v * kWarp;
+      const int c = e % kPacks * W - warp.front;
+      const int i = chunk * S::kRows + e / kPacks % S::kRows - warp.front;
+      const int s = warp.clamped(e / kPacks / S::kRows);
+#pragma unroll
+      for (int w = 0; w < W; ++w) packs[v].v[w] = T(i >= n && c + w == i);
+      if (e < kTotal && i < n && c >= 0 && c <= i) {
+        const T* entry = warp.A + s * warp.args.a_batch + i * warp.args.a_row;
+        if constexpr (W == 1) {
+          packs[v].v[0] = entry[c * warp.args.a_col];
+        } else {
+          packs[v] = vector_at<const Pack<T, W>>(entry + c);
+        }
+      }
+    }
+#pragma unroll
+    for (int v = 0; v < kInFlight; ++v) {
+      const int e = base + v * kWarp;
+      T* line = warp.stage + e / kPacks / S::kRows * S::kSystem + e / kPacks % S::kRows * S::kLine;
+      if (e < kTotal) vector_at<Pack<T, W>>(line + e % kPacks * W) = packs[v];
+    }
+  }
+}
+
+template <class G, int chunk = 0, class T>
+__device__ __forceinline__ void load_matrix(T (&t)[G::kEntries], const GroupLane<G>& at,
+                                            const SpdWarp<G>& warp, T damping, bool wide) {
+  using S = Stage<G>;
+  if constexpr (chunk < S::kChunks) {
+    if ((chunk + 1) * S::kRows > warp.front) {
+      sync_warp();
+      if (wide) {
+        stage_rows<kPackSize<T>, chunk>(warp);
+      } else {
+        stage_rows<1, chunk>(warp);
+      }
+      sync_warp();
+      const T* lines = warp.stage + at.system * S::kSystem + at.p * S::kLine + at.q;
+#pragma unroll
+      for (int r = 0; r < S::kRows / G::P; ++r) {
+        const int a = chunk * S::kRows / G::P + r;
+#pragma unroll
+        for (int b = 0; b < (a + 1) * G::M; ++b) {
+          T& entry = t[G::slot(a, b)];
+          entry = lines[r * G::P * S::kLine + b * G::Q];
+          const int row = a * G::P + at.p;
+          if (b >= a * G::M && row == b * G::Q + at.q && row - warp.front < warp.args.n) {
+            entry += damping;
+          }
+        }
+      }
+    }
+    load_matrix<G, chunk + 1>(t, at, warp, damping, wide);
+  }
+}
+
+// Right-hand sides `first`.. to the slabs, C of them side by side in memory, zeros elsewhere.
+template <int C, class G>
+__device__ __forceinline__ void load_columns(const SpdWarp<G>& warp, typename G::T* slabs,
+                                             int64_t first) {
+  using T = typename G::T;
+  const auto& args = warp.args;
+#pragma unroll 1
+  for (int e = thread_index(); e < G::kSystems * G::N * C; e += kWarp) {
+    const int c = e % C;
+    const int i = e / C % G::N - warp.front;
+    const int64_t s = warp.system + warp.clamped(e / C / G::N);
+    const bool live = i >= 0 && i < args.n && first + c < args.k;
+    const T* B = args.B + s * args.b_batch + (first + c) * args.b_col;
+    slabs[e / C / G::N * G::kSlab + G::kKnown + c * G::N + e / C % G::N] =
+        live ? B[i * args.b_row] : T(0);
+  }
+}
+
+template <int C, class G>
+__device__ __forceinline__ void store_columns(const SpdWarp<G>& warp, int64_t first) {
+  const auto& args = warp.args;
+#pragma unroll 1
+  for (int e = thread_index(); e < G::kSystems * G::N * C; e += kWarp) {
+    const int c = e % C;
+    const int i = e / C % G::N - warp.front;
+    const int s = e / C / G::N;
+    if (s < warp.live && i >= 0 && i < args.n && first + c < args.k) {
+      args.X[((warp.system + s) * args.n + i) * args.k + first + c] =
+          warp.stage[s * Stage<G>::kSystem + c * G::N + i + warp.front];
+    }
+  }
+}
+
+template <class T, int P, int Q, int N>
+__global__ void __launch_bounds__(kWarp) spd_solve_group_kernel(SpdSolveArgs<T> args, bool wide) {
+  using G = Group<T, P, Q, N>;
+  T* slabs = reinterpret_cast<T*>(shared_memory());
+  const GroupLane<G> at(thread_index(), slabs);
+  const int64_t system = block_index() * G::kSystems;
+  const int live =
+      static_cast<int>(args.batch - system < G::kSystems ? args.batch - system : G::kSystems);
+  const int front = N - (static_cast<int>(args.n) + 3) / 4 * 4;  // keeps 16 bytes aligned
+  const SpdWarp<G> warp{args, args.A + system * args.a_batch, system, live, front, slabs + G::kSystems * G::kSlab};
+  const int64_t own = system + warp.clamped(at.system);
+  clear_columns(at);
+  T t[G::kEntries] = {};
+  load_matrix(t, at, warp, args.damping[own * args.damping_stride], wide);
+
+  int bad = N;
+  T* result = warp.stage + at.system * Stage<G>::kSystem;
+#pragma unroll 1
+  for (int64_t first = 0; first == 0 || first < args.k; first += Q) {  // k = 0: info only
+    if (args.k == 1) {
+      load_columns<1>(warp, slabs, first);
+    } else {
+      load_columns<Q>(warp, slabs, first);
+    }
+    sync_warp();
+    // One right-hand side alone is solved by the lanes of every column q alike.
+    T* const known = at.slab + G::kKnown;
+    const int column = args.k == 1 ? 0 : at.q;
+    T b[G::kRows];
+#pragma unroll
+    for (int a = 0; a < G::kRows; ++a) b[a] = known[column * N + a * P + at.p];
+    T* const own_known = at.p == 0 && column == at.q ? known + column * N : nullptr;
+    group_forward(t, b, at, front / Q, own_known, first == 0, bad);
+    sync_warp();
+#pragma unroll 1
+    for (int c = 0; c < Q && first + c < args.k; ++c) {
+      group_backward(t, at, front / Q, known + c * N, result + c * N);
+    }
+    if (bad < N && at.lane == 0) {
+#pragma unroll 1
+      for (int i = 0; i < Q * N; ++i) result[i] = kNaN<T>;
+    }
+    sync_warp();
+    if (args.k == 1) {
+      store_columns<1>(warp, first);
+    } else {
+      store_columns<Q>(warp, first);
+    }
+  }
+  if (at.lane == 0 && at.system < live) args.info[own] = bad < N ? bad - front + 1 : 0;
+}
+
+// ---- launch --------------------------------------------------------------------------------------
+
+template <class T>
+bool starts_aligned(const T* pointer) {
+  return reinterpret_cast<std::uintptr_t>(pointer) % kAccessBytes == 0;
+}
+
+template <class T, int P, int Q, int N>
+void launch_spd_solve_group(const SpdSolveArgs<T>& args, void* stream) {
+  using G = Group<T, P, Q, N>;
+  constexpr int W = kPackSize<T>;
+  const bool wide = args.a_col == 1 && args.a_row % W == 0 && args.a_batch % W == 0 &&
+                    args.n % W == 0 && starts_aligned(args.A);
+  const int64_t blocks = (args.batch + G::kSystems - 1) / G::kSystems;
+  launch<spd_solve_group_kernel<T, P, Q, N>>(LaunchShape{blocks, kWarp, Stage<G>::kBytes}, stream,
+                                             args, wide);
+}
+
+// n <= kSmallOrder and batch > 0.
+template <class T>
+void launch_spd_solve_small(const SpdSolveArgs<T>& args, void* stream) {
+  const int64_t n = args.n;
+  if (n <= kThreadOrder) {
+    const bool wide = args.a_col == 1 && args.a_row == n && args.a_batch == n * n &&
+                      starts_aligned(args.A);
+    return with_thread_order(n == 0 ? 1 : n, [&](auto order) {
+      launch<spd_solve_thread_kernel<T, decltype(order)::value>>(thread_shape<T>(args.batch), stream,
+                                                               args, wide);
+    });
+  }
+  if (n <= 16) return launch_spd_solve_group<T, 2, 2, 16>(args, stream);
+  if constexpr (sizeof(T) == 4) {
+    if (n <= 24) return launch_spd_solve_group<T, 2, 2, 24>(args, stream);
+    if (n <= 32) return launch_spd_solve_group<T, 2, 2, 32>(args, stream);
+    if (n <= 48) return launch_spd_solve_group<T, 4, 2, 48>(args, stream);
+    return launch_spd_solve_group<T, 4, 4, 64>(args, stream);
+  } else {
+    if (n <= 32) return launch_spd_solve_group<T, 4, 2, 32>(args, stream);
+    if (n <= 48) return launch_spd_solve_group<T, 8, 4, 48>(args, stream);
+    return launch_spd_solve_group<T, 8, 4, 64>(args, stream);
+  }
+}
+
+}  // namespace backmatch::cuda
