@@ -14,8 +14,8 @@
 //
 // A system of order n occupies the last rows of the frame of N, and the loops start at its first
 // block of columns: work is that of order n, whatever N. Between the start and a system's own first
-// row, and behind its last, rows of the identity stay exact (0 * 0 is subtracted). Entries right of
-// the diagonal hold anything; they reach nothing left of it.
+// row, and behind its last, rows of the identity stay exact (0 * 0 is subtracted). Entries right of the
+// diagonal start as zeros, which they stay unless a pivot is bad; they reach nothing left of it.
 //
 // Where it synchronises: one sync_warp a column. The two buffers alternate: who writes column j has
 // passed the barrier of column j - 1, and so all reads of column j - 2, the buffer's last, are over.
@@ -69,6 +69,11 @@ __device__ __forceinline__ void write_run(T* target, const T* values) {
     for (int w = 0; w < W; ++w) pack.v[w] = values[i + w];
     vector_at<Pack<T, W>>(target + i) = pack;
   }
+}
+
+// The least power of two >= count, between `least` and a warp.
+constexpr __host__ __device__ int lanes_across(int count, int least) {
+  return least >= count || least >= kWarp ? least : lanes_across(count, 2 * least);
 }
 
 // How a system of order at most N lies on its lanes and in its slab.

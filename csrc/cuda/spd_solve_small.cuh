@@ -126,39 +126,51 @@ struct SpdWarp {
 };
 
 // Rows of one chunk to shared memory, W elements an access: the lower triangle, anything right of
-// it, rows of the identity behind row n, and zeros before column 0.
+// it, rows of the identity behind row n, and zeros before column 0. So many lanes as a row of the
+// chunk has accesses (rounded up to a power of two) go side by side, the rest down the rows.
 template <int W, int chunk, class G>
 __device__ __forceinline__ void stage_rows(const SpdWarp<G>& warp) {
   using T = typename G::T;
   using S = Stage<G>;
-  constexpr int kPacks = (chunk + 1) * S::kRows / W;  // a row
-  constexpr int kTotal = G::kSystems * S::kRows * kPacks;
+  constexpr int kColumns = (chunk + 1) * S::kRows;
+  constexpr int kAcross = lanes_across(kColumns / W, kWarp / S::kRows);
+  constexpr int kParts = (kColumns + kAcross * W - 1) / (kAcross * W);  // accesses of a lane a row
+  constexpr int kDown = kWarp / kAcross;
+  constexpr int kAccesses = G::kSystems * S::kRows / kDown * kParts;
+  constexpr int kBatch = kAccesses < kInFlight ? kAccesses : kInFlight;
+  static_assert(S::kRows % kDown == 0 && kAccesses % kBatch == 0);
+  const int lane_row = thread_index() / kAcross;
+  const int lane_column = thread_index() % kAcross * W;
   const int n = static_cast<int>(warp.args.n);
 #pragma unroll 1
-  for (int base = thread_index(); base < kTotal; base += kInFlight * kWarp) {
-    Pack<T, W> packs[kInFlight];
+  for (int base = 0; base < kAccesses; base += kBatch) {
+    Pack<T, W> packs[kBatch];
 #pragma unroll
-    for (int v = 0; v < kInFlight; ++v) {
-      const int e = base + v * kWarp;
-      const int c = e % kPacks * W - warp.front;
-      const int i = chunk * S::kRows + e / kPacks % S::kRows - warp.front;
-      const int s = warp.clamped(e / kPacks / S::kRows);
+    for (int v = 0; v < kBatch; ++v) {
+      const int line = (base + v) / kParts * kDown;
+      const int i = chunk * S::kRows + line % S::kRows + lane_row - warp.front;
+      const int c = (base + v) % kParts * kAcross * W + lane_column - warp.front;
 #pragma unroll
-      for (int w = 0; w < W; ++w) packs[v].v[w] = T(i >= n && c + w == i);
-      if (e < kTotal && i < n && c >= 0 && c <= i) {
-        const T* entry = warp.A + s * warp.args.a_batch + i * warp.args.a_row;
+      for (int w = 0; w < W; ++w) {
+        packs[v].v[w] = T(kColumns + 3 > G::N && i >= n && c + w == i);
+      }
+      if (i < n && c >= 0 && c <= i) {
+        const T* row = warp.A + warp.clamped(line / S::kRows) * warp.args.a_batch +
+                       i * warp.args.a_row;
         if constexpr (W == 1) {
-          packs[v].v[0] = entry[c * warp.args.a_col];
+          packs[v].v[0] = row[c * warp.args.a_col];
         } else {
-          packs[v] = vector_at<const Pack<T, W>>(entry + c);
+          packs[v] = vector_at<const Pack<T, W>>(row + c);
         }
       }
     }
 #pragma unroll
-    for (int v = 0; v < kInFlight; ++v) {
-      const int e = base + v * kWarp;
-      T* line = warp.stage + e / kPacks / S::kRows * S::kSystem + e / kPacks % S::kRows * S::kLine;
-      if (e < kTotal) vector_at<Pack<T, W>>(line + e % kPacks * W) = packs[v];
+    for (int v = 0; v < kBatch; ++v) {
+      const int line = (base + v) / kParts * kDown;
+      const int column = (base + v) % kParts * kAcross * W + lane_column;
+      T* target = warp.stage + line / S::kRows * S::kSystem +
+                  (line % S::kRows + lane_row) * S::kLine + column;
+      if (column < kColumns) vector_at<Pack<T, W>>(target) = packs[v];
     }
   }
 }
@@ -184,10 +196,11 @@ __device__ __forceinline__ void load_matrix(T (&t)[G::kEntries], const GroupLane
         for (int b = 0; b < (a + 1) * G::M; ++b) {
           T& entry = t[G::slot(a, b)];
           entry = lines[r * G::P * S::kLine + b * G::Q];
+          if (b < a * G::M) continue;
           const int row = a * G::P + at.p;
-          if (b >= a * G::M && row == b * G::Q + at.q && row - warp.front < warp.args.n) {
-            entry += damping;
-          }
+          const int column = b * G::Q + at.q;
+          if (row == column && row - warp.front < warp.args.n) entry += damping;
+          if (row < column) entry = 0;
         }
       }
     }
