@@ -124,9 +124,9 @@ __device__ __forceinline__ void clear_columns(const GroupLane<G>& at) {
 // One column j = block * Q + turn: exchanges it, eliminates it from the right-hand sides `b` and,
 // when `factoring`, from the columns right of it. Returns its pivot.
 template <int block, class G, class T>
-__device__ __forceinline__ T eliminate_column(T (&t)[G::kEntries], T (&b)[G::kRows],
-                                              const GroupLane<G>& at, int turn, T* known,
-                                              bool factoring) {
+__device__ __forceinline__ void eliminate_column(T (&t)[G::kEntries], T (&b)[G::kRows],
+                                                 const GroupLane<G>& at, int turn, T* known,
+                                                 bool keeps, bool factoring) {
   constexpr int W = kPackSize<T>;
   constexpr int top = block / G::M;      // the row slot of the diagonal
   constexpr int head = top / W * W;      // where the vectors start
@@ -140,8 +140,7 @@ __device__ __forceinline__ T eliminate_column(T (&t)[G::kEntries], T (&b)[G::kRo
     write_run<count>(column + at.p * G::kLine + head, own);
   }
   sync_warp();
-  const T pivot = column[turn_p * G::kLine + top];
-  const T inverse = T(1) / pivot;
+  const T inverse = T(1) / column[turn_p * G::kLine + top];
   T rows[count];
   read_run<count>(rows, column + at.p * G::kLine + head);
 #pragma unroll
@@ -149,47 +148,65 @@ __device__ __forceinline__ T eliminate_column(T (&t)[G::kEntries], T (&b)[G::kRo
   const T known_j = shuffle(b[top], at.q * G::P + turn_p, G::kLanes);
 #pragma unroll
   for (int a = top; a < G::kRows; ++a) b[a] -= rows[a - head] * known_j;
-  if (known != nullptr) known[block * G::Q + turn] = known_j * inverse;
-  if (!factoring) return pivot;
+  if (keeps) known[block * G::Q + turn] = known_j * inverse;
+  if (!factoring) return;
 
   if (at.lane == 0) at.slab[G::kInverse + block * G::Q + turn] = inverse;
 #pragma unroll
-  for (int m = 0; m < G::M; ++m) {
-    T columns[count];
-    read_run<count>(columns, column + (m * G::Q + at.q) * G::kLine + head);
+  for (int first = head; first < G::kRows; first += W) {
 #pragma unroll
-    for (int c = top; c < G::kRows; ++c) {
-      const int target = c * G::M + m;  // block of columns that columns[c - head] belongs to
-      if (target < block) continue;
-      // Columns of this block up to j are final.
-      const T factor = target > block || at.q > turn ? columns[c - head] : T(0);
+    for (int m = 0; m < G::M; ++m) {
+      T columns[W];
+      read_run<W>(columns, column + (m * G::Q + at.q) * G::kLine + first);
 #pragma unroll
-      for (int a = c; a < G::kRows; ++a) t[G::slot(a, target)] -= rows[a - head] * factor;
+      for (int w = 0; w < W; ++w) {
+        const int target = (first + w) * G::M + m;  // the block of columns of columns[w]
+        if (target < block) continue;
+        // Columns of this block up to j are final.
+        const T factor = target > block || at.q > turn ? columns[w] : T(0);
+#pragma unroll
+        for (int a = first + w; a < G::kRows; ++a) {
+          t[G::slot(a, target)] -= rows[a - head] * factor;
+        }
+      }
     }
   }
-  return pivot;
 }
 
-// Columns from block `start` on (the same in all lanes of the warp). `known` is where this lane
-// leaves z, or null. Returns the frame's number of the first column with a bad pivot, N for none.
+// Columns from block `start` on (the same in all lanes of the warp).
 template <class G, class T, int block = 0>
 __device__ __forceinline__ void group_forward(T (&t)[G::kEntries], T (&b)[G::kRows],
                                               const GroupLane<G>& at, int start, T* known,
-                                              bool factoring, int& bad) {
+                                              bool keeps, bool factoring) {
   if constexpr (block < G::kBlocks) {
     if (block >= start) {
 #pragma unroll 1
       for (int turn = 0; turn < G::Q; ++turn) {
-        const T pivot = eliminate_column<block>(t, b, at, turn, known, factoring);
-        if (!is_good_pivot(pivot) && bad == G::N) bad = block * G::Q + turn;
+        eliminate_column<block>(t, b, at, turn, known, keeps, factoring);
       }
       if (factoring && at.p / G::Q == block % G::M) {
         T* tile = at.slab + G::kDiagonal + block * G::Q * G::Q;
         tile[at.q * G::Q + at.p % G::Q] = t[G::slot(block / G::M, block)];
       }
     }
-    group_forward<G, T, block + 1>(t, b, at, start, known, factoring, bad);
+    group_forward<G, T, block + 1>(t, b, at, start, known, keeps, factoring);
   }
+}
+
+// The frame's number of the first column with a bad pivot, from column `first` on; N for none. A
+// pivot is bad when its reciprocal is: also one so small that 1 / D overflows, which no x survives.
+template <class G>
+__device__ __forceinline__ int first_bad_column(const GroupLane<G>& at, int first) {
+  int bad = G::N;
+  for (int j = G::N - G::kLanes + at.lane; j >= first; j -= G::kLanes) {
+    if (!is_good_pivot(at.slab[G::kInverse + j])) bad = j;
+  }
+#pragma unroll
+  for (int step = 1; step < G::kLanes; step *= 2) {
+    const int other = shuffle(bad, at.lane ^ step, G::kLanes);
+    bad = other < bad ? other : bad;
+  }
+  return bad;
 }
 
 // x[0..Q) of one block from its z and the sums of C_ij x_i over the rows below the block.

@@ -138,39 +138,46 @@ __device__ __forceinline__ void stage_rows(const SpdWarp<G>& warp) {
   constexpr int kDown = kWarp / kAcross;
   constexpr int kAccesses = G::kSystems * S::kRows / kDown * kParts;
   constexpr int kBatch = kAccesses < kInFlight ? kAccesses : kInFlight;
-  static_assert(S::kRows % kDown == 0 && kAccesses % kBatch == 0);
-  const int lane_row = thread_index() / kAcross;
+  constexpr int kLines = kBatch / kParts * kDown;  // rows of a batch: some systems, or part of one
+  static_assert(S::kRows % kDown == 0 && kAccesses % kBatch == 0 && kBatch % kParts == 0);
+  static_assert(S::kRows % kLines == 0 || kLines % S::kRows == 0);
+  const auto& args = warp.args;
+  const int n = static_cast<int>(args.n);
+  const int lane_row = chunk * S::kRows - warp.front + thread_index() / kAcross;
   const int lane_column = thread_index() % kAcross * W;
-  const int n = static_cast<int>(warp.args.n);
+  const int64_t lane_offset = lane_row * args.a_row + (lane_column - warp.front) * args.a_col;
+  T* const lane_stage = warp.stage + thread_index() / kAcross * S::kLine + lane_column;
 #pragma unroll 1
-  for (int base = 0; base < kAccesses; base += kBatch) {
+  for (int line = 0; line < G::kSystems * S::kRows; line += kLines) {
     Pack<T, W> packs[kBatch];
+    const T* row = nullptr;
 #pragma unroll
     for (int v = 0; v < kBatch; ++v) {
-      const int line = (base + v) / kParts * kDown;
-      const int i = chunk * S::kRows + line % S::kRows + lane_row - warp.front;
-      const int c = (base + v) % kParts * kAcross * W + lane_column - warp.front;
-#pragma unroll
-      for (int w = 0; w < W; ++w) {
-        packs[v].v[w] = T(kColumns + 3 > G::N && i >= n && c + w == i);
+      const int down = v / kParts * kDown;
+      const int part = v % kParts * kAcross * W;
+      const int r = line % S::kRows + down % S::kRows;
+      if (v == 0 || (part == 0 && down % S::kRows == 0)) {
+        row = warp.A + warp.clamped((line + down) / S::kRows) * args.a_batch + lane_offset +
+              r * args.a_row;
+      } else if (part == 0) {
+        row += kDown * args.a_row;
       }
-      if (i < n && c >= 0 && c <= i) {
-        const T* row = warp.A + warp.clamped(line / S::kRows) * warp.args.a_batch +
-                       i * warp.args.a_row;
-        if constexpr (W == 1) {
-          packs[v].v[0] = row[c * warp.args.a_col];
-        } else {
-          packs[v] = vector_at<const Pack<T, W>>(row + c);
-        }
+      const int i = lane_row + r;
+      const int c = lane_column + part - warp.front;
+      const bool inside = kColumns + 3 <= G::N || i < n;  // rows of the identity end the frame
+#pragma unroll
+      for (int w = 0; w < W; ++w) packs[v].v[w] = T(!inside && c + w == i);
+      if (inside && c >= 0 && c <= i) {
+        packs[v] = vector_at<const Pack<T, W>>(row + (W == 1 ? part * args.a_col : part));
       }
     }
 #pragma unroll
     for (int v = 0; v < kBatch; ++v) {
-      const int line = (base + v) / kParts * kDown;
-      const int column = (base + v) % kParts * kAcross * W + lane_column;
-      T* target = warp.stage + line / S::kRows * S::kSystem +
-                  (line % S::kRows + lane_row) * S::kLine + column;
-      if (column < kColumns) vector_at<Pack<T, W>>(target) = packs[v];
+      const int down = v / kParts * kDown;
+      const int part = v % kParts * kAcross * W;
+      T* target = lane_stage + (line + down) / S::kRows * S::kSystem +
+                  (line % S::kRows + down % S::kRows) * S::kLine + part;
+      if (lane_column + part < kColumns) vector_at<Pack<T, W>>(target) = packs[v];
     }
   }
 }
@@ -208,41 +215,86 @@ __device__ __forceinline__ void load_matrix(T (&t)[G::kEntries], const GroupLane
   }
 }
 
-// Right-hand sides `first`.. to the slabs, C of them side by side in memory, zeros elsewhere.
+// This lane's share of the entries of C right-hand sides of every system of the warp: C side by side
+// in memory, then frame row f, then system s.
+template <int C, class G>
+struct ColumnAccess {
+  static constexpr int kAcross = lanes_across(G::N * C, 1);
+  static constexpr int kParts = (G::N * C + kAcross - 1) / kAcross;
+  static constexpr int kDown = kWarp / kAcross;
+  static constexpr int kCount = G::kSystems / kDown * kParts;
+  // All at once for one right-hand side; for several, a rolled loop, or the registers would not do.
+  static constexpr int kBatch = C == 1 ? kCount : kParts * (kParts < 4 ? 4 / kParts : 1);
+  static_assert(kCount % kBatch == 0);
+
+  // Calls use(access, pointer, s, f, c, inside) for accesses `base` to base + kBatch. `first` points
+  // to entry (0, 0) of the warp's first system. Pointers go from access to access: the offsets of
+  // all would be kept in registers.
+  template <class Pointer, class Use>
+  static __device__ __forceinline__ void each(const SpdWarp<G>& warp, int base, int64_t columns,
+                                              Pointer first, int64_t batch_stride,
+                                              int64_t row_stride, int64_t column_stride,
+                                              const Use& use) {
+    const int lane = thread_index() % kAcross;
+    const int start = base / kParts * kDown + thread_index() / kAcross;
+    Pointer system = first + start * batch_stride + (lane / C - warp.front) * row_stride +
+                     lane % C * column_stride;
+#pragma unroll
+    for (int v = 0; v < kBatch; v += kParts) {
+      Pointer pointer = system;
+#pragma unroll
+      for (int part = 0; part < kParts; ++part) {
+        const int s = start + v / kParts * kDown;
+        const int f = part * (kAcross / C) + lane / C;
+        const bool inside = s < warp.live && f >= warp.front && f - warp.front < warp.args.n;
+        if (f < G::N) use(v + part, pointer, s, f, lane % C, inside && lane % C < columns);
+        pointer += kAcross / C * row_stride;
+      }
+      system += kDown * batch_stride;
+    }
+  }
+};
+
+// Right-hand sides `first`.. to the slabs, zeros where there is none.
 template <int C, class G>
 __device__ __forceinline__ void load_columns(const SpdWarp<G>& warp, typename G::T* slabs,
                                              int64_t first) {
   using T = typename G::T;
+  using Access = ColumnAccess<C, G>;
   const auto& args = warp.args;
+  const T* B = args.B + warp.system * args.b_batch + first * args.b_col;
 #pragma unroll 1
-  for (int e = thread_index(); e < G::kSystems * G::N * C; e += kWarp) {
-    const int c = e % C;
-    const int i = e / C % G::N - warp.front;
-    const int64_t s = warp.system + warp.clamped(e / C / G::N);
-    const bool live = i >= 0 && i < args.n && first + c < args.k;
-    const T* B = args.B + s * args.b_batch + (first + c) * args.b_col;
-    slabs[e / C / G::N * G::kSlab + G::kKnown + c * G::N + e / C % G::N] =
-        live ? B[i * args.b_row] : T(0);
+  for (int base = 0; base < Access::kCount; base += Access::kBatch) {
+    T values[Access::kBatch];
+    Access::each(warp, base, args.k - first, B, args.b_batch, args.b_row, args.b_col,
+                 [&](int v, const T* entry, int, int, int, bool inside) {
+                   values[v] = inside ? *entry : T(0);
+                 });
+    Access::each(warp, base, args.k - first, slabs, 0, 0, 0,
+                 [&](int v, T*, int s, int f, int c, bool) {
+                   slabs[s * G::kSlab + G::kKnown + c * G::N + f] = values[v];
+                 });
   }
 }
 
 template <int C, class G>
 __device__ __forceinline__ void store_columns(const SpdWarp<G>& warp, int64_t first) {
+  using T = typename G::T;
+  using Access = ColumnAccess<C, G>;
   const auto& args = warp.args;
+  T* X = args.X + warp.system * args.n * args.k + first;
 #pragma unroll 1
-  for (int e = thread_index(); e < G::kSystems * G::N * C; e += kWarp) {
-    const int c = e % C;
-    const int i = e / C % G::N - warp.front;
-    const int s = e / C / G::N;
-    if (s < warp.live && i >= 0 && i < args.n && first + c < args.k) {
-      args.X[((warp.system + s) * args.n + i) * args.k + first + c] =
-          warp.stage[s * Stage<G>::kSystem + c * G::N + i + warp.front];
-    }
+  for (int base = 0; base < Access::kCount; base += Access::kBatch) {
+    Access::each(warp, base, args.k - first, X, args.n * args.k, args.k, 1,
+                 [&](int, T* entry, int s, int f, int c, bool inside) {
+                   const T* x = warp.stage + s * Stage<G>::kSystem + c * G::N + f;
+                   if (inside) *entry = *x;
+                 });
   }
 }
 
 template <class T, int P, int Q, int N>
-__global__ void __launch_bounds__(kWarp) spd_solve_group_kernel(SpdSolveArgs<T> args, bool wide) {
+__global__ void __launch_bounds__(kWarp, 8) spd_solve_group_kernel(SpdSolveArgs<T> args, bool wide) {
   using G = Group<T, P, Q, N>;
   T* slabs = reinterpret_cast<T*>(shared_memory());
   const GroupLane<G> at(thread_index(), slabs);
@@ -256,7 +308,7 @@ __global__ void __launch_bounds__(kWarp) spd_solve_group_kernel(SpdSolveArgs<T> 
   T t[G::kEntries] = {};
   load_matrix(t, at, warp, args.damping[own * args.damping_stride], wide);
 
-  int bad = N;
+  int bad = N;  // the first column with a bad pivot
   T* result = warp.stage + at.system * Stage<G>::kSystem;
 #pragma unroll 1
   for (int64_t first = 0; first == 0 || first < args.k; first += Q) {  // k = 0: info only
@@ -272,9 +324,10 @@ __global__ void __launch_bounds__(kWarp) spd_solve_group_kernel(SpdSolveArgs<T> 
     T b[G::kRows];
 #pragma unroll
     for (int a = 0; a < G::kRows; ++a) b[a] = known[column * N + a * P + at.p];
-    T* const own_known = at.p == 0 && column == at.q ? known + column * N : nullptr;
-    group_forward(t, b, at, front / Q, own_known, first == 0, bad);
+    const bool keeps = at.p == 0 && column == at.q;
+    group_forward(t, b, at, front / Q, known + column * N, keeps, first == 0);
     sync_warp();
+    if (first == 0) bad = first_bad_column(at, front);
 #pragma unroll 1
     for (int c = 0; c < Q && first + c < args.k; ++c) {
       group_backward(t, at, front / Q, known + c * N, result + c * N);
