@@ -224,8 +224,9 @@ struct ColumnAccess {
   static constexpr int kDown = kWarp / kAcross;
   static constexpr int kCount = G::kSystems / kDown * kParts;
   // All at once for one right-hand side; for several, a rolled loop, or the registers would not do.
-  static constexpr int kBatch = C == 1 ? kCount : kParts * (kParts < 4 ? 4 / kParts : 1);
-  static_assert(kCount % kBatch == 0);
+  static constexpr int kBatch = C == 1 ? kCount : kParts < 4 ? kParts * (4 / kParts) : kParts / 2;
+  static constexpr int kRun = kParts < kBatch ? kParts : kBatch;  // accesses to one system
+  static_assert(kCount % kBatch == 0 && kBatch % kRun == 0 && kParts % kRun == 0);
 
   // Calls use(access, pointer, s, f, c, inside) for accesses `base` to base + kBatch. `first` points
   // to entry (0, 0) of the warp's first system. Pointers go from access to access: the offsets of
@@ -235,19 +236,20 @@ struct ColumnAccess {
                                               Pointer first, int64_t batch_stride,
                                               int64_t row_stride, int64_t column_stride,
                                               const Use& use) {
-    const int lane = thread_index() % kAcross;
+    const int c = thread_index() % kAcross % C;
     const int start = base / kParts * kDown + thread_index() / kAcross;
-    Pointer system = first + start * batch_stride + (lane / C - warp.front) * row_stride +
-                     lane % C * column_stride;
+    const int start_row = base % kParts * (kAcross / C) + thread_index() % kAcross / C;
+    Pointer system = first + start * batch_stride + (start_row - warp.front) * row_stride +
+                     c * column_stride;
 #pragma unroll
-    for (int v = 0; v < kBatch; v += kParts) {
+    for (int v = 0; v < kBatch; v += kRun) {
       Pointer pointer = system;
 #pragma unroll
-      for (int part = 0; part < kParts; ++part) {
+      for (int part = 0; part < kRun; ++part) {
         const int s = start + v / kParts * kDown;
-        const int f = part * (kAcross / C) + lane / C;
+        const int f = start_row + part * (kAcross / C);
         const bool inside = s < warp.live && f >= warp.front && f - warp.front < warp.args.n;
-        if (f < G::N) use(v + part, pointer, s, f, lane % C, inside && lane % C < columns);
+        if (f < G::N) use(v + part, pointer, s, f, c, inside && c < columns);
         pointer += kAcross / C * row_stride;
       }
       system += kDown * batch_stride;
@@ -293,8 +295,41 @@ __device__ __forceinline__ void store_columns(const SpdWarp<G>& warp, int64_t fi
   }
 }
 
-template <class T, int P, int Q, int N>
-__global__ void __launch_bounds__(kWarp, 8) spd_solve_group_kernel(SpdSolveArgs<T> args, bool wide) {
+// One pass of at most C right-hand sides, from `first` on; the first pass also factors.
+template <int C, class G, class T>
+__device__ __forceinline__ void group_pass(T (&t)[G::kEntries], const GroupLane<G>& at,
+                                           const SpdWarp<G>& warp, T* slabs, int64_t first,
+                                           int& bad) {
+  load_columns<C>(warp, slabs, first);
+  sync_warp();
+  // One right-hand side alone is solved by the lanes of every column q alike.
+  T* const known = at.slab + G::kKnown;
+  T* const own = known + (C == 1 ? 0 : at.q) * G::N;
+  T b[G::kRows];
+#pragma unroll
+  for (int a = 0; a < G::kRows; ++a) b[a] = own[a * G::P + at.p];
+  const bool keeps = at.p == 0 && (C > 1 || at.q == 0);
+  const bool factoring = C == 1 || first == 0;
+  group_forward(t, b, at, warp.front / G::Q, own, keeps, factoring);
+  sync_warp();
+  if (factoring) bad = first_bad_column(at, warp.front);
+  T* const result = warp.stage + at.system * Stage<G>::kSystem;
+#pragma unroll 1
+  for (int c = 0; c < C && first + c < warp.args.k; ++c) {
+    group_backward(t, at, warp.front / G::Q, known + c * G::N, result + c * G::N);
+  }
+  if (bad < G::N && at.lane == 0) {
+#pragma unroll 1
+    for (int i = 0; i < C * G::N; ++i) result[i] = kNaN<T>;
+  }
+  sync_warp();
+  store_columns<C>(warp, first);
+}
+
+// C is 1 for at most one right-hand side, else Q.
+template <class T, int P, int Q, int N, int C>
+__global__ void __launch_bounds__(kWarp, 8)
+    spd_solve_group_kernel(SpdSolveArgs<T> args, bool wide) {
   using G = Group<T, P, Q, N>;
   T* slabs = reinterpret_cast<T*>(shared_memory());
   const GroupLane<G> at(thread_index(), slabs);
@@ -302,47 +337,20 @@ __global__ void __launch_bounds__(kWarp, 8) spd_solve_group_kernel(SpdSolveArgs<
   const int live =
       static_cast<int>(args.batch - system < G::kSystems ? args.batch - system : G::kSystems);
   const int front = N - (static_cast<int>(args.n) + 3) / 4 * 4;  // keeps 16 bytes aligned
-  const SpdWarp<G> warp{args, args.A + system * args.a_batch, system, live, front, slabs + G::kSystems * G::kSlab};
+  const SpdWarp<G> warp{args, args.A + system * args.a_batch, system, live, front,
+                        slabs + G::kSystems * G::kSlab};
   const int64_t own = system + warp.clamped(at.system);
   clear_columns(at);
   T t[G::kEntries] = {};
   load_matrix(t, at, warp, args.damping[own * args.damping_stride], wide);
 
   int bad = N;  // the first column with a bad pivot
-  T* result = warp.stage + at.system * Stage<G>::kSystem;
+  int64_t first = 0;
 #pragma unroll 1
-  for (int64_t first = 0; first == 0 || first < args.k; first += Q) {  // k = 0: info only
-    if (args.k == 1) {
-      load_columns<1>(warp, slabs, first);
-    } else {
-      load_columns<Q>(warp, slabs, first);
-    }
-    sync_warp();
-    // One right-hand side alone is solved by the lanes of every column q alike.
-    T* const known = at.slab + G::kKnown;
-    const int column = args.k == 1 ? 0 : at.q;
-    T b[G::kRows];
-#pragma unroll
-    for (int a = 0; a < G::kRows; ++a) b[a] = known[column * N + a * P + at.p];
-    const bool keeps = at.p == 0 && column == at.q;
-    group_forward(t, b, at, front / Q, known + column * N, keeps, first == 0);
-    sync_warp();
-    if (first == 0) bad = first_bad_column(at, front);
-#pragma unroll 1
-    for (int c = 0; c < Q && first + c < args.k; ++c) {
-      group_backward(t, at, front / Q, known + c * N, result + c * N);
-    }
-    if (bad < N && at.lane == 0) {
-#pragma unroll 1
-      for (int i = 0; i < Q * N; ++i) result[i] = kNaN<T>;
-    }
-    sync_warp();
-    if (args.k == 1) {
-      store_columns<1>(warp, first);
-    } else {
-      store_columns<Q>(warp, first);
-    }
-  }
+  do {
+    group_pass<C>(t, at, warp, slabs, first, bad);
+    first += C;
+  } while (C > 1 && first < args.k);
   if (at.lane == 0 && at.system < live) args.info[own] = bad < N ? bad - front + 1 : 0;
 }
 
@@ -360,8 +368,9 @@ void launch_spd_solve_group(const SpdSolveArgs<T>& args, void* stream) {
   const bool wide = args.a_col == 1 && args.a_row % W == 0 && args.a_batch % W == 0 &&
                     args.n % W == 0 && starts_aligned(args.A);
   const int64_t blocks = (args.batch + G::kSystems - 1) / G::kSystems;
-  launch<spd_solve_group_kernel<T, P, Q, N>>(LaunchShape{blocks, kWarp, Stage<G>::kBytes}, stream,
-                                             args, wide);
+  const LaunchShape shape{blocks, kWarp, Stage<G>::kBytes};
+  if (args.k <= 1) return launch<spd_solve_group_kernel<T, P, Q, N, 1>>(shape, stream, args, wide);
+  launch<spd_solve_group_kernel<T, P, Q, N, Q>>(shape, stream, args, wide);
 }
 
 // n <= kSmallOrder and batch > 0.
