@@ -97,17 +97,18 @@ def exercise(cuda: CudaHost) -> None:
     """Several systems a block, two passes of columns, solved and failed systems."""
     for seed in range(4):
         exercise_in_order(cuda, Device(seed, TINY.shared_bytes, multiprocessors=1))
+        exercise_small(cuda, Device(seed))
         exercise_gram(cuda, Device(seed, multiprocessors=1))
         exercise_krylov(cuda, Device(seed, 20_000, multiprocessors=1))
 
 
 def exercise_in_order(cuda: CudaHost, device: Device) -> None:
     rng = np.random.default_rng(0)
-    A, B = spd_matrices(rng, 5, 40, np.float64), rng.standard_normal((5, 40, 40))
+    A, B = spd_matrices(rng, 5, 70, np.float64), rng.standard_normal((5, 70, 40))
     A[0, 20, 20] = A[1, 5, 5] = -100
     _, info = cuda.spd_solve(A, np.zeros(5), B, device)
     assert info.tolist() == [21, 6, 0, 0, 0]
-    K, D, R, damping = family(rng, 5, 60, np.float64)
+    K, D, R, damping = family(rng, 5, 90, np.float64)
     damping[:2] = np.nan
     _, info = cuda.scaled_gram_solve(K, D, R, damping, device)
     assert (info > 0).tolist() == [True, True, False, False, False]
@@ -141,3 +142,19 @@ def exercise_krylov(cuda: CudaHost, device: Device) -> None:
     flags = {"running": np.ones(3, np.uint8), "alive": np.ones(3, np.uint8)}
     scalars = {"rho": ones[:3], "target": 0 * ones[:3], "steps": np.zeros(3, np.int64)}
     Loop(**rows, **scalars, **flags).run(cuda, "cg_step", device=device)
+
+
+def exercise_small(cuda: CudaHost, device: Device) -> None:
+    """Systems of a thread and of groups of lanes."""
+    rng = np.random.default_rng(1)
+    for n in (6, 30):
+        A = spd_matrices(rng, 9, n, np.float32)
+        A[0, 2, 2] = -100
+        for k in (1, 17):
+            B = rng.standard_normal((9, n, k)).astype(np.float32)
+            _, info = cuda.spd_solve(A, np.zeros(9, np.float32), B, device)
+            assert info.tolist() == [3] + [0] * 8
+        K, D, R, damping = family(rng, 9, n, np.float32)
+        D[0, 0], damping[0] = 1, np.nan
+        _, info = cuda.scaled_gram_solve(K, D, R, damping, device)
+        assert info.tolist() == [1] + [0] * 8

@@ -23,34 +23,9 @@
 
 #include "../kernels.h"
 #include "panel_plan.cuh"
+#include "scaled_gram_small.cuh"
 
 namespace backmatch::cuda {
-
-template <class T, int N>
-__global__ void __launch_bounds__(kLaneThreads)
-    scaled_gram_solve_lanes_kernel(ScaledGramArgs<T> args) {
-  const int lane = thread_index() % N;
-  const int64_t system = (block_index() * block_threads() + thread_index()) / N;
-  const bool live = system < args.batch && lane < args.n;
-  const T* K = args.K + lane * args.k_row;
-  const T slope = live ? args.D[system * args.d_batch + lane * args.d_col] : T(0);
-  const bool active = slope != T(0);  // true for NaN, which then fails as a pivot
-  T row[N];
-#pragma unroll
-  for (int c = 0; c < N; ++c) {
-    const T other = shuffle(slope, c, N);
-    const bool both = active && other != T(0) && c <= lane;
-    row[c] = both ? slope * K[c * args.k_col] * other : T(c == lane);
-    if (active && c == lane) row[c] += args.damping[system * args.damping_stride];
-  }
-  const int32_t info = lane_factor<N>(row, lane);
-  if (system < args.batch && lane == 0) args.info[system] = info;
-
-  const T r = active ? args.R[system * args.r_batch + lane * args.r_col] : T(0);
-  const T y = lane_solve<N>(row, r, lane);
-  const T x = active ? slope * y : T(0);
-  if (live) args.X[system * args.n + lane] = info == 0 ? x : kNaN<T>;
-}
 
 // The active rows of one system, squeezed together.
 template <class T>
@@ -176,7 +151,7 @@ PanelPlan scaled_gram_solve_plan(int64_t batch, int64_t n) {
 template <class T>
 int64_t scaled_gram_solve_workspace(int64_t batch, int64_t n) {
   check_order(n);
-  if (batch == 0 || n <= kLaneOrder) return 0;
+  if (batch == 0 || n <= kSmallOrder) return 0;
   return scaled_gram_solve_plan<T>(batch, n).workspace_bytes;
 }
 
@@ -184,12 +159,7 @@ template <class T>
 void launch_scaled_gram_solve(const ScaledGramArgs<T>& args, void* workspace, void* stream) {
   check_order(args.n);
   if (args.batch == 0) return;
-  const auto shape = [&](int lanes) { return lane_shape(args.batch, lanes); };
-  if (args.n <= 8) return launch<scaled_gram_solve_lanes_kernel<T, 8>>(shape(8), stream, args);
-  if (args.n <= 16) return launch<scaled_gram_solve_lanes_kernel<T, 16>>(shape(16), stream, args);
-  if (args.n <= kLaneOrder) {
-    return launch<scaled_gram_solve_lanes_kernel<T, kLaneOrder>>(shape(kLaneOrder), stream, args);
-  }
+  if (args.n <= kSmallOrder) return launch_scaled_gram_small(args, stream);
   const PanelPlan plan = scaled_gram_solve_plan<T>(args.batch, args.n);
   launch<scaled_gram_solve_panels_kernel<T>>(plan.shape, stream, args, plan.layout,
                                    static_cast<unsigned char*>(workspace));

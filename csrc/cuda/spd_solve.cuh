@@ -19,33 +19,9 @@
 
 #include "../kernels.h"
 #include "panel_plan.cuh"
+#include "spd_solve_small.cuh"
 
 namespace backmatch::cuda {
-
-template <class T, int N>
-__global__ void __launch_bounds__(kLaneThreads) spd_solve_lanes_kernel(SpdSolveArgs<T> args) {
-  const int lane = thread_index() % N;
-  const int64_t system = (block_index() * block_threads() + thread_index()) / N;
-  const bool live = system < args.batch && lane < args.n;
-  const T* A = args.A + system * args.a_batch + lane * args.a_row;
-  const T damping = live ? args.damping[system * args.damping_stride] : T(0);
-  T row[N];
-#pragma unroll
-  for (int c = 0; c < N; ++c) {
-    row[c] = live && c <= lane ? A[c * args.a_col] : T(c == lane);
-    if (live && c == lane) row[c] += damping;
-  }
-  const int32_t info = lane_factor<N>(row, lane);
-  if (system < args.batch && lane == 0) args.info[system] = info;
-
-  const T* B = args.B + system * args.b_batch + lane * args.b_row;
-  T* X = args.X + (system * args.n + lane) * args.k;
-  for (int64_t c = 0; c < args.k; ++c) {
-    const T b = live ? B[c * args.b_col] : T(0);
-    const T x = lane_solve<N>(row, b, lane);
-    if (live) X[c] = info == 0 ? x : kNaN<T>;
-  }
-}
 
 // A thread loads the entries that it stored in the pass before: no barrier between the two.
 template <class T>
@@ -131,7 +107,7 @@ PanelPlan spd_solve_plan(int64_t batch, int64_t n, int64_t k) {
 template <class T>
 int64_t spd_solve_workspace(int64_t batch, int64_t n, int64_t k) {
   check_order(n);
-  if (batch == 0 || n <= kLaneOrder) return 0;
+  if (batch == 0 || n <= kSmallOrder) return 0;
   return spd_solve_plan<T>(batch, n, k).workspace_bytes;
 }
 
@@ -139,12 +115,7 @@ template <class T>
 void launch_spd_solve(const SpdSolveArgs<T>& args, void* workspace, void* stream) {
   check_order(args.n);
   if (args.batch == 0) return;
-  const auto shape = [&](int lanes) { return lane_shape(args.batch, lanes); };
-  if (args.n <= 8) return launch<spd_solve_lanes_kernel<T, 8>>(shape(8), stream, args);
-  if (args.n <= 16) return launch<spd_solve_lanes_kernel<T, 16>>(shape(16), stream, args);
-  if (args.n <= kLaneOrder) {
-    return launch<spd_solve_lanes_kernel<T, kLaneOrder>>(shape(kLaneOrder), stream, args);
-  }
+  if (args.n <= kSmallOrder) return launch_spd_solve_small(args, stream);
   const PanelPlan plan = spd_solve_plan<T>(args.batch, args.n, args.k);
   launch<spd_solve_panels_kernel<T>>(plan.shape, stream, args, plan.layout,
                                    static_cast<unsigned char*>(workspace));
