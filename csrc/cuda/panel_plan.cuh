@@ -5,7 +5,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "panel_cholesky.cuh"
+#include "panel_stage.cuh"
 
 namespace backmatch::cuda {
 
@@ -13,13 +13,13 @@ constexpr int kLaneThreads = 128;
 constexpr int kLaneOrder = kWarp;  // largest order that the lane kernels take
 constexpr int kPanelThreads = 256;
 constexpr int kMaxColumns = 32;
-constexpr int64_t kMaxOrder = int64_t(1) << 20;  // keeps row numbers times columns in 32 bits
-constexpr int64_t kSharedHeader = 16;            // status and count, before the panels
+constexpr int64_t kMaxOrder = int64_t(1) << 18;  // keeps counts of quads and rows in 32 bits
+constexpr int64_t kSharedHeader = 64;            // status and counts, before the panels
 
 // Enough blocks to fill any device several times over; the kernels stride over the rest.
 constexpr int64_t kBlocksPerMultiprocessor = 64;
-// Blocks that work in global memory: resident ones only, and no more than the budget holds.
-constexpr int64_t kSlotsPerMultiprocessor = 2;
+// Blocks that work in global memory: the resident ones, one a multiprocessor since the stage takes
+// its shared memory, and no more than the budget holds.
 constexpr int64_t kWorkspaceBudget = int64_t(256) << 20;
 
 // What a kernel needs to know of its launch.
@@ -27,6 +27,7 @@ struct PanelLayout {
   int columns;         // right-hand sides per pass
   int on_chip_tiles;   // systems of at most so many tiles are solved in shared memory
   int64_t slot_bytes;  // workspace of one block for the larger ones; 0 where there are none
+  StageShape stage;    // their stage in shared memory
 };
 
 struct PanelPlan {
@@ -59,6 +60,34 @@ inline LaunchShape lane_shape(int64_t batch, int lanes) {
   return {(batch + systems_per_block - 1) / systems_per_block, kLaneThreads, 0};
 }
 
+// Threads of a block that solves a system of so many tiles on chip. One warp factors diagonal
+// tiles, the others share 2 (tiles - 1) tiles pieces an update: few threads, so that as many blocks
+// as shared memory allows find registers on the multiprocessor and hide each other's chains.
+constexpr int panel_threads(int tiles) { return tiles <= 6 ? 64 : tiles <= 10 ? 128 : 256; }
+
+// Blocks of so many threads that registers are budgeted for (the float kernels' 8 x 8 pieces).
+constexpr int panel_blocks(int threads) { return threads == 64 ? 8 : threads == 128 ? 4 : 2; }
+
+template <class T>
+constexpr int64_t stage_bytes(const StageShape& shape) {
+  return stage_tiles(shape) * kTileSize * int64_t(sizeof(T));
+}
+
+// The widest stage whose blocks have at least as many rows below their diagonal tiles.
+template <class T>
+StageShape stage_shape(const DeviceLimits& limits, int tiles) {
+  for (int width = kMaxStageWidth; width > 0; --width) {
+    int rows = 0;
+    while (rows < tiles &&
+           kSharedHeader + stage_bytes<T>({width, rows + 1}) <= limits.shared_bytes) {
+      ++rows;
+    }
+    if (rows >= width) return {width, rows};
+  }
+  throw std::invalid_argument("backmatch CUDA: a block's shared memory of " +
+                              std::to_string(limits.shared_bytes) + " bytes holds no stage");
+}
+
 template <class T>
 PanelPlan panel_plan(const DeviceLimits& limits, int64_t batch, int64_t n, int64_t k,
                      int64_t row_bytes) {
@@ -76,18 +105,25 @@ PanelPlan panel_plan(const DeviceLimits& limits, int64_t batch, int64_t n, int64
   while (on_chip < tiles && fits(on_chip + 1, columns)) ++on_chip;
 
   PanelPlan plan{};
-  plan.layout = {static_cast<int>(columns), on_chip, 0};
-  plan.shape.threads = std::clamp(tiles * kTile / kWarp * kWarp, 2 * kWarp, kPanelThreads);
+  plan.layout = {static_cast<int>(columns), on_chip, 0, {}};
+  plan.shape.threads = panel_threads(on_chip);
   plan.shape.shared_bytes = kSharedHeader + system_bytes<T>(on_chip, columns, row_bytes);
   plan.shape.blocks = std::min(batch, kBlocksPerMultiprocessor * limits.multiprocessors);
   if (on_chip < tiles) {
     plan.layout.slot_bytes = system_bytes<T>(tiles, columns, row_bytes);
+    plan.layout.stage = stage_shape<T>(limits, tiles);
     const int64_t affordable = std::max<int64_t>(1, kWorkspaceBudget / plan.layout.slot_bytes);
-    plan.shape.blocks =
-        std::min({batch, kSlotsPerMultiprocessor * limits.multiprocessors, affordable});
-    plan.workspace_bytes = plan.shape.blocks * plan.layout.slot_bytes;
+    plan.workspace_bytes =
+        std::min({batch, limits.multiprocessors, affordable}) * plan.layout.slot_bytes;
   }
   return plan;
+}
+
+// The launch for the systems that do not fit on chip.
+template <class T>
+LaunchShape staged_shape(const PanelPlan& plan) {
+  return {plan.workspace_bytes / plan.layout.slot_bytes, kPanelThreads,
+          kSharedHeader + stage_bytes<T>(plan.layout.stage)};
 }
 
 }  // namespace backmatch::cuda

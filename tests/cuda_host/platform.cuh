@@ -9,6 +9,7 @@
 #include <cstring>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "device/kernel_name.h"
 #include "emulator.h"
@@ -18,13 +19,15 @@
 #define __device__
 #define __host__
 #define __forceinline__ inline
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
 
 namespace backmatch::cuda {
 
 constexpr int kWarp = emulator::kWarp;
 
 inline int thread_index() { return emulator::thread_index(); }
+inline int recomputed(int value) { return value; }
+inline int thread_index_here() { return thread_index(); }
 inline int block_threads() { return emulator::shape().threads; }
 inline int64_t block_index() { return emulator::block_index(); }
 inline int64_t grid_blocks() { return emulator::shape().blocks; }
@@ -60,6 +63,33 @@ inline void multiply_add_8x8x4(double (&c)[2], double a, double b) {
       c[i] = std::fma(value(lane / 4 * 4 + k, 0), value(column * 4 + k, 1), c[i]);
     }
   }
+}
+
+template <class T>
+T reciprocal_sqrt(T value) {
+  return T(1) / std::sqrt(value);
+}
+
+// A copy takes place when the thread waits for it, as late as on a device.
+struct PendingCopy {
+  void* shared;
+  const void* global;
+};
+inline std::vector<PendingCopy> pending_copies[1024];  // of each thread of the block
+inline void copy_to_shared(void* shared, const void* global) {
+  emulator::require_aligned(shared, 16);
+  emulator::require_aligned(global, 16);
+  pending_copies[thread_index()].push_back({shared, global});
+}
+inline void wait_for_copies() {
+  auto& own = pending_copies[thread_index()];
+  for (const PendingCopy& copy : own) {
+    const auto* from = static_cast<const uint64_t*>(copy.global);
+    auto* to = static_cast<uint64_t*>(copy.shared);
+    to[0] = from[0];
+    to[1] = from[1];
+  }
+  own.clear();
 }
 
 inline unsigned ballot(bool predicate) { return emulator::ballot(predicate); }
