@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 
 #include "panel_stage.cuh"
 
@@ -61,12 +62,35 @@ inline LaunchShape lane_shape(int64_t batch, int lanes) {
 }
 
 // Threads of a block that solves a system of so many tiles on chip. One warp factors diagonal
-// tiles, the others share 2 (tiles - 1) tiles pieces an update: few threads, so that as many blocks
-// as shared memory allows find registers on the multiprocessor and hide each other's chains.
-constexpr int panel_threads(int tiles) { return tiles <= 6 ? 64 : tiles <= 10 ? 128 : 256; }
+// tiles, the others share the updates: few threads, so that as many blocks as shared memory allows
+// find registers on the multiprocessor and hide each other's chains.
+template <class T>
+constexpr int panel_threads(int tiles) {
+  if (tiles > (sizeof(T) == 4 ? 14 : 10)) return 256;
+  if (tiles > (sizeof(T) == 4 ? 10 : 6)) return 192;
+  if (sizeof(T) == 8) return 128;
+  return tiles > 6 ? 96 : 64;
+}
 
-// Blocks of so many threads that registers are budgeted for (the float kernels' 8 x 8 pieces).
-constexpr int panel_blocks(int threads) { return threads == 64 ? 8 : threads == 128 ? 4 : 2; }
+// Blocks of so many threads on a multiprocessor that leave a thread enough of its 65,536 registers:
+// 136 for the float kernels' 8 x 8 pieces, 128 in double.
+constexpr int panel_blocks(int threads) {
+  return threads == 64 ? 7 : threads == 96 ? 5 : threads == 128 ? 4 : threads == 192 ? 2 : 1;
+}
+
+// Calls call(std::integral_constant<int, threads>) with the number of threads as a constant.
+template <class T, class Call>
+void with_panel_threads(int threads, const Call& call) {
+  if (threads == 256) return call(std::integral_constant<int, 256>());
+  if (threads == 192) return call(std::integral_constant<int, 192>());
+  if constexpr (sizeof(T) == 8) {
+    call(std::integral_constant<int, 128>());
+  } else if (threads == 96) {
+    call(std::integral_constant<int, 96>());
+  } else {
+    call(std::integral_constant<int, 64>());
+  }
+}
 
 template <class T>
 constexpr int64_t stage_bytes(const StageShape& shape) {
@@ -106,7 +130,7 @@ PanelPlan panel_plan(const DeviceLimits& limits, int64_t batch, int64_t n, int64
 
   PanelPlan plan{};
   plan.layout = {static_cast<int>(columns), on_chip, 0, {}};
-  plan.shape.threads = panel_threads(on_chip);
+  plan.shape.threads = panel_threads<T>(on_chip);
   plan.shape.shared_bytes = kSharedHeader + system_bytes<T>(on_chip, columns, row_bytes);
   plan.shape.blocks = std::min(batch, kBlocksPerMultiprocessor * limits.multiprocessors);
   if (on_chip < tiles) {

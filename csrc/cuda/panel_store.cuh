@@ -105,35 +105,39 @@ struct UnitPlace {
 };
 
 // Fills the factor's store: entry(i, c) for c <= i < n, the identity in the padding. The upper
-// halves of the diagonal tiles are set to 0. A thread fetches kBatch entries before it stores the
-// first, to have that many reads under way.
+// halves of the diagonal tiles are set to 0. A warp takes half a unit, 8 rows of four columns or 16
+// of two; a thread fetches kBatch entries before it stores the first, to have so many under way.
 template <class T, class Entry>
 __device__ __forceinline__ void load_matrix(const PanelSystem<T>& s, int n, const Entry& entry,
                                             Reading reading = Reading::kAlongRows) {
-  constexpr int kUnit = kTile * kQuad;
   constexpr int kBatch = 4;
   const bool down = reading == Reading::kDownColumns;
-  const int e = thread_index_here() % kUnit;
-  const int r = down ? e % kTile : e / kQuad;
-  const int c = down ? e / kTile : e % kQuad;
-  const int step = block_threads() / kUnit;
-  const int units = units_of(s.tiles);
+  const int lane = thread_index_here() % kWarp;
+  const int r = down ? lane % kTile : lane / kQuad;
+  const int c = down ? lane / kTile : lane % kQuad;
+  const int next_r = down ? 0 : kTile / 2;
+  const int next_c = down ? kQuad / 2 : 0;
+  const int step = block_threads() / kWarp;
+  const int halves = 2 * units_of(s.tiles);
   UnitPlace place;
 #pragma unroll 1
-  for (int first = thread_index_here() / kUnit; first < units; first += kBatch * step) {
+  for (int first = thread_index_here() / kWarp; first < halves; first += kBatch * step) {
     T value[kBatch];
 #pragma unroll
     for (int b = 0; b < kBatch; ++b) {
-      if (first + b * step >= units) break;
-      place.advance(first + b * step);
-      const int i = place.panel * kTile + r;
-      const int column = place.column() + c;
+      const int half = first + b * step;
+      if (half >= halves) break;
+      place.advance(half / 2);
+      const int i = place.panel * kTile + r + half % 2 * next_r;
+      const int column = place.column() + c + half % 2 * next_c;
       value[b] = column <= i && i < n ? entry(i, column) : T(column == i);
     }
 #pragma unroll
     for (int b = 0; b < kBatch; ++b) {
-      const int unit = first + b * step;
-      if (unit < units) s.factor[int64_t(unit) * kUnit + Tile<T>::at(r, c)] = value[b];
+      const int half = first + b * step;
+      if (half >= halves) break;
+      const int place_in_unit = Tile<T>::at(r + half % 2 * next_r, c + half % 2 * next_c);
+      s.factor[int64_t(half / 2) * kQuad * kTile + place_in_unit] = value[b];
     }
   }
 }

@@ -222,20 +222,15 @@ template <class T>
 void launch_size_class(const ScaledGramArgs<T>& args, const PanelLayout& layout, int fewest,
                        int most, void* stream) {
   const int64_t multiprocessors = device_limits().multiprocessors;
-  const int threads = panel_threads(most);
+  const int threads = panel_threads<T>(most);
   const SizeClass sizes{fewest, most, systems_per_group(args.batch, multiprocessors, threads)};
   const int64_t groups = (args.batch + sizes.group - 1) / sizes.group;
   const LaunchShape shape{std::min(groups, kBlocksPerMultiprocessor * multiprocessors), threads,
                           kSharedHeader + system_bytes<T>(most, layout.columns, kActiveRowBytes)};
-  switch (threads) {
-    case 64:
-      return launch<scaled_gram_solve_panels_kernel<T, 64>>(shape, stream, args, layout, sizes);
-    case 128:
-      return launch<scaled_gram_solve_panels_kernel<T, 128>>(shape, stream, args, layout, sizes);
-    default:
-      return launch<scaled_gram_solve_panels_kernel<T, kPanelThreads>>(shape, stream, args, layout,
-                                                                       sizes);
-  }
+  with_panel_threads<T>(threads, [&](auto threads) {
+    launch<scaled_gram_solve_panels_kernel<T, decltype(threads)::value>>(shape, stream, args,
+                                                                         layout, sizes);
+  });
 }
 
 // One launch for each number of blocks that fit a multiprocessor: a system takes the shared memory

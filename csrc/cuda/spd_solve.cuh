@@ -173,14 +173,9 @@ void launch_spd_solve_panels(const SpdSolveArgs<T>& args, void* workspace, void*
     return launch<spd_solve_staged_kernel<T>>(staged_shape<T>(plan), stream, args, layout,
                                               static_cast<unsigned char*>(workspace));
   }
-  switch (plan.shape.threads) {
-    case 64:
-      return launch<spd_solve_panels_kernel<T, 64>>(plan.shape, stream, args, layout);
-    case 128:
-      return launch<spd_solve_panels_kernel<T, 128>>(plan.shape, stream, args, layout);
-    default:
-      return launch<spd_solve_panels_kernel<T, kPanelThreads>>(plan.shape, stream, args, layout);
-  }
+  with_panel_threads<T>(plan.shape.threads, [&](auto threads) {
+    launch<spd_solve_panels_kernel<T, decltype(threads)::value>>(plan.shape, stream, args, layout);
+  });
 }
 
 template <class T>
