@@ -44,6 +44,14 @@ inline void check_order(int64_t n) {
   }
 }
 
+inline void check_columns(int64_t k) {
+  constexpr int64_t kMostColumns = int64_t(1) << 30;  // a pass may begin beyond the last one
+  if (k > kMostColumns) {
+    throw std::invalid_argument("backmatch CUDA: k must be at most " +
+                                std::to_string(kMostColumns) + ", got " + std::to_string(k));
+  }
+}
+
 __host__ __device__ __forceinline__ constexpr int tiles_of(int64_t n) {
   return static_cast<int>((n + kTile - 1) / kTile);
 }

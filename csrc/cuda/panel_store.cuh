@@ -122,7 +122,7 @@ __device__ __forceinline__ void load_matrix(const PanelSystem<T>& s, int n, cons
   UnitPlace place;
 #pragma unroll 1
   for (int first = thread_index_here() / kWarp; first < halves; first += kBatch * step) {
-    T value[kBatch];
+    T value[kBatch] = {};  // set in any case, or the last round's would be kept for this one
 #pragma unroll
     for (int b = 0; b < kBatch; ++b) {
       const int half = first + b * step;
@@ -155,7 +155,7 @@ __device__ __forceinline__ void load_matrix_by_quads(const PanelSystem<T>& s, in
   UnitPlace place;
 #pragma unroll 1
   for (int first = thread_index_here() / kTile; first < units; first += kBatch * step) {
-    Quad<T> value[kBatch];
+    Quad<T> value[kBatch] = {};
 #pragma unroll
     for (int b = 0; b < kBatch; ++b) {
       if (first + b * step >= units) break;

@@ -52,8 +52,8 @@ __global__ void __launch_bounds__(kLaneThreads) spd_solve_lanes_kernel(SpdSolveA
 // A thread loads the entries that it stored in the pass before: no barrier between the two.
 template <class T>
 __device__ __forceinline__ void load_columns(const SpdSolveArgs<T>& args, int64_t system,
-                                             int64_t first, const PanelSystem<T>& s) {
-  const T* B = args.B + system * args.b_batch + first * args.b_col;
+                                             int first, const PanelSystem<T>& s) {
+  const T* B = args.B + system * args.b_batch + int64_t(first) * args.b_col;
   const int columns = recomputed(s.columns);
   for (int e = thread_index_here(); e < s.tiles * kTile * columns; e += block_threads()) {
     const int i = e / columns;
@@ -65,10 +65,10 @@ __device__ __forceinline__ void load_columns(const SpdSolveArgs<T>& args, int64_
 
 template <class T>
 __device__ __forceinline__ void store_columns(const SpdSolveArgs<T>& args, int64_t system,
-                                              int64_t first, const PanelSystem<T>& s) {
+                                              int first, const PanelSystem<T>& s) {
   T* X = args.X + system * args.n * args.k + first;
   const int columns = recomputed(s.columns);
-  for (int e = thread_index_here(); e < args.n * columns; e += block_threads()) {
+  for (int e = thread_index_here(); e < static_cast<int>(args.n) * columns; e += block_threads()) {
     const int i = e / columns;
     const int c = e % columns;
     if (first + c < args.k) X[i * args.k + c] = s.rhs[e];
@@ -116,7 +116,8 @@ __device__ __forceinline__ void spd_solve_system(const SpdSolveArgs<T>& args, in
   load_damped(args, system, s);
 
   bool solved = true;
-  for (int64_t first = 0; first == 0 || first < args.k; first += columns) {  // k = 0: info only
+  const int k = static_cast<int>(args.k);
+  for (int first = 0; first == 0 || first < k; first += columns) {  // k = 0: info only
     load_columns(args, system, first, s);
     sync_block();
     if (first > 0) {
@@ -132,7 +133,7 @@ __device__ __forceinline__ void spd_solve_system(const SpdSolveArgs<T>& args, in
   }
   if (!solved) {
     T* X = args.X + system * args.n * args.k;
-    for (int64_t e = thread_index(); e < args.n * args.k; e += block_threads()) X[e] = kNaN<T>;
+    for (int64_t e = thread_index_here(); e < args.n * args.k; e += block_threads()) X[e] = kNaN<T>;
   }
   if (thread_index() == 0) args.info[system] = *status;
   sync_block();  // a failed factorisation ends with all threads reading the status
@@ -167,6 +168,7 @@ PanelPlan spd_solve_plan(int64_t batch, int64_t n, int64_t k) {
 
 template <class T>
 void launch_spd_solve_panels(const SpdSolveArgs<T>& args, void* workspace, void* stream) {
+  check_columns(args.k);
   const PanelPlan plan = spd_solve_plan<T>(args.batch, args.n, args.k);
   const PanelLayout& layout = plan.layout;
   if (layout.slot_bytes != 0) {
