@@ -87,7 +87,7 @@ __device__ __forceinline__ void subtract_piece(float* target, const float* left,
       for (int h = 0; h < 2; ++h) sum[g][c][h] = sums(g, c, h);
     }
   }
-#pragma unroll 8
+#pragma unroll 2
   for (int k = 0; k < kTile; ++k) {
     Quad<float> a[2], b[2];
 #pragma unroll
