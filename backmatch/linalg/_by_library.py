@@ -40,7 +40,7 @@ def solve_by_library(A: Tensor, B: Tensor, damping: Tensor, X: Tensor, info: Ten
 
 
 def first_bad_pivot(factor: Tensor, info: Tensor) -> Tensor:
-    """LAPACK libraries differ in whether NaN and infinite pivots are reported; here they always are.
+    """LAPACK libraries differ in whether they report NaN and infinite pivots; here they count.
 
     ``factor: (..., n, n), info: (...)``, both as ``torch.linalg.cholesky_ex`` returns them.
     """

@@ -37,9 +37,9 @@ def scaled_gram_solve(K: Tensor, D: Tensor, R: Tensor, *, damping: float | Tenso
     With K = Z Z^T this is the dual of the least-squares problem of :func:`ridge`, whose solution
     is Z^T x_j. K is read once for all systems, no scaled copy of it is formed in memory
     (on CUDA above order 4096 they are, for the library, in chunks within the workspace budget).
-    Entries with D = 0 drop out: their x is exactly 0 and they cost nothing. Systems with damping 0 get the
-    minimum-norm answer ``D_j pinv(D_j K D_j) R_j``, with the cut of :func:`min_norm_solve`. Only
-    the lower triangle of K is read.
+    Entries with D = 0 drop out: their x is exactly 0 and they cost nothing. Systems with damping 0
+    get the minimum-norm answer ``D_j pinv(D_j K D_j) R_j``, with the cut of :func:`min_norm_solve`.
+    Only the lower triangle of K is read.
 
     Args:
         K: shape (..., n, n), symmetric positive semi-definite.
