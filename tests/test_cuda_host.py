@@ -376,7 +376,7 @@ def test_family_info_counts_original_rows(cuda, dtype, n, device):
 
 
 def test_size_beyond_the_limit_is_refused_by_name(cuda):
-    with pytest.raises(FindingError, match=r"n must be at most 1048576, got 2000000"):
+    with pytest.raises(FindingError, match=r"n must be at most 262144, got 2000000"):
         cuda.workspace_bytes("spd_solve", np.float32, (1, 2_000_000, 1), DEFAULT)
-    with pytest.raises(FindingError, match=r"n must be at most 1048576, got 2000000"):
+    with pytest.raises(FindingError, match=r"n must be at most 262144, got 2000000"):
         cuda.workspace_bytes("scaled_gram_solve", np.float64, (1, 2_000_000), DEFAULT)

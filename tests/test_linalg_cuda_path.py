@@ -100,6 +100,57 @@ def test_scaled_gram_solve_launches(kernels, monkeypatch, lead, per_launch):
     assert not info.any()
 
 
+@pytest.mark.parametrize("budget", [1, 2**28])
+@pytest.mark.parametrize("dtype", lc.DTYPES, ids=str)
+def test_spd_solve_above_the_kernels_order_goes_to_the_library(kernels, monkeypatch, dtype, budget):
+    """By order alone: failures, neighbours and damping as the kernel has them."""
+    monkeypatch.setattr(_library, "WORKSPACE_BYTES", budget)
+    monkeypatch.setattr(spd, "CUDA_KERNEL_SIDE", 8)
+    A, B = lc.spd(6, 9, dtype=dtype), lc.normal(6, 9, 2, dtype=dtype, seed=1)
+    A = A.tril() + torch.full((9, 9), torch.nan, dtype=dtype).triu(1)  # read by nobody
+    A[1, 4, :5], A[3, 8, 0] = 0, torch.nan
+    A[1, 4, 4] = -1
+    damping = torch.tensor([0.0, 0.0, 0.5, 0.0, torch.nan, torch.inf], dtype=dtype)
+    before = A.clone()
+    X, info = linalg.spd_solve_ex(A, B, damping=damping)
+    assert kernels.launched == []
+    assert info.tolist() == [0, 5, 0, 9, 1, 1]
+    assert info.dtype == torch.int32
+    assert X[[1, 3, 4, 5]].isnan().all()
+    torch.testing.assert_close(A, before, equal_nan=True)
+    lower = A.tril()
+    full = lower + lower.tril(-1).mT + damping[:, None, None] * torch.eye(9, dtype=dtype)
+    for j in (0, 2):
+        torch.testing.assert_close(X[j], torch.linalg.solve(full[j], B[j]))
+        alone, _ = linalg.spd_solve_ex(A[j], B[j], damping=damping[j])
+        torch.testing.assert_close(alone, X[j])
+    linalg.spd_solve_ex(A[:, :8, :8], B[:, :8], damping=damping)
+    assert sum(kernels.launched) == 6
+
+
+@pytest.mark.parametrize("budget", [1, 2**28])
+@pytest.mark.parametrize("dtype", lc.DTYPES, ids=str)
+def test_scaled_gram_solve_above_the_kernels_order_goes_to_the_library(
+    kernels, monkeypatch, dtype, budget
+):
+    monkeypatch.setattr(_library, "WORKSPACE_BYTES", budget)
+    Z, D = lc.normal(9, 10, dtype=dtype), lc.relu_like(6, 9, dtype=dtype, seed=1)
+    R, damping = lc.normal(6, 9, dtype=dtype, seed=2), lc.normal(6, dtype=dtype, seed=3).abs() + 1
+    K = (Z @ Z.mT).tril() + torch.full((9, 9), torch.nan, dtype=dtype).triu(1)
+    K[2] = torch.nan  # row 2 is active in system 1 alone
+    D[:, 2], D[1, 2], D[3], D[5, 4] = 0, 1, 0, torch.nan
+    R[3, 2] = damping[3] = torch.nan  # no active row: nothing to fail
+    expected = linalg.scaled_gram_solve_ex(K, D, R, damping=damping)
+    assert sum(kernels.launched) == 6
+    monkeypatch.setattr(scaled_gram, "CUDA_KERNEL_SIDE", 8)
+    X, info = linalg.scaled_gram_solve_ex(K, D, R, damping=damping)
+    assert sum(kernels.launched) == 6
+    assert (info != 0).tolist() == [False, True, False, False, False, True]
+    torch.testing.assert_close(info, expected[1])
+    torch.testing.assert_close(X, expected[0], equal_nan=True)
+    assert (X[0] == 0)[D[0] == 0].all()
+
+
 def test_empty_problems_launch_nothing(kernels):
     zero = torch.zeros(())
     for batch, n in ((0, 3), (2, 0), (0, 0)):

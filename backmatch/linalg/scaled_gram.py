@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Size, Tensor
 
 from .. import checks
+from ._by_library import solve_by_library
 from ._failures import raise_failures
 from ._layout import damping_tensor, families, family_lead, require_damping
 from ._library import (
@@ -23,15 +25,21 @@ from ._library import (
 )
 from .min_norm import pinv_solve
 
+#: Order up to which CUDA solves by our kernel; above it the matrices are formed in chunks and go to
+#: the library. Far above :data:`.spd.CUDA_KERNEL_SIDE`: the kernel drops inactive rows first, so a
+#: system with half its rows active costs it an eighth. Estimated, not measured.
+CUDA_KERNEL_SIDE = 4096
+
 
 def scaled_gram_solve(K: Tensor, D: Tensor, R: Tensor, *, damping: float | Tensor) -> Tensor:
     """``x_j = D_j y_j`` with ``(D_j K D_j + damping_j I) y_j = R_j``, ``D_j = diag(D[j])``.
 
     With K = Z Z^T this is the dual of the least-squares problem of :func:`ridge`, whose solution
-    is Z^T x_j. K is read once for all systems, no scaled copy of it is formed in memory. Entries
-    with D = 0 drop out: their x is exactly 0 and they cost nothing. Systems with damping 0 get the
-    minimum-norm answer ``D_j pinv(D_j K D_j) R_j``, with the cut of :func:`min_norm_solve`. Only
-    the lower triangle of K is read.
+    is Z^T x_j. K is read once for all systems, no scaled copy of it is formed in memory
+    (on CUDA above order 4096 they are, for the library, in chunks within the workspace budget).
+    Entries with D = 0 drop out: their x is exactly 0 and they cost nothing. Systems with damping 0
+    get the minimum-norm answer ``D_j pinv(D_j K D_j) R_j``, with the cut of :func:`min_norm_solve`.
+    Only the lower triangle of K is read.
 
     Args:
         K: shape (..., n, n), symmetric positive semi-definite.
@@ -137,6 +145,10 @@ def _run(K: Tensor, D: Tensor, R: Tensor, damping: Tensor, X: Tensor, info: Tens
 
 
 def _run_on_cuda(K: Tensor, D: Tensor, R: Tensor, damping: Tensor, X: Tensor, info: Tensor) -> None:
+    """The kernel up to :data:`CUDA_KERNEL_SIDE`, the library above it."""
+    if K.shape[-1] > CUDA_KERNEL_SIDE:
+        _solve_by_library(K, D, R, damping, X, info)
+        return
     kernels, dtype, (batch, n) = native_cuda(), DTYPE_NAMES[K.dtype], R.shape
 
     def enqueue(part: slice, workspace: int, stream: int) -> None:
@@ -144,6 +156,29 @@ def _run_on_cuda(K: Tensor, D: Tensor, R: Tensor, damping: Tensor, X: Tensor, in
         _call(kernels.scaled_gram_solve, K, *systems, workspace, stream)
 
     launch(K.device, batch, lambda b: kernels.scaled_gram_solve_workspace(dtype, b, n), enqueue)
+
+
+def _solve_by_library(
+    K: Tensor, D: Tensor, R: Tensor, damping: Tensor, X: Tensor, info: Tensor
+) -> None:
+    """Forms the matrices, in chunks; inactive rows become the identity's, whatever K holds."""
+
+    def work(part: slice) -> None:
+        d = D[part]
+        active = d != 0  # true for NaN, which then fails as a pivot
+        both = active.unsqueeze(-1) & active.unsqueeze(-2)
+        A = torch.where(both, d.unsqueeze(-1) * K * d.unsqueeze(-2), 0.0)
+        shift = torch.where(active, damping[part].unsqueeze(-1), 1.0)
+        A.diagonal(dim1=-2, dim2=-1).add_(shift)
+        r = torch.where(active, R[part], 0.0).unsqueeze(-1)
+        y = torch.empty_like(r)
+        solve_by_library(A, r, damping.new_zeros(()).expand(len(d)), y, info[part])
+        failed = (info[part] != 0).unsqueeze(-1)
+        x = torch.where(active, d * y.squeeze(-1), 0.0)
+        X[part] = x.masked_fill_(failed, math.nan)
+
+    batch, n = D.shape
+    in_chunks(batch, K.element_size() * 4 * n * (n + 2), work)
 
 
 def _call(

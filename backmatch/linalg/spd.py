@@ -9,6 +9,7 @@ import torch
 from torch import Size, Tensor
 
 from .. import checks
+from ._by_library import first_bad_pivot, solve_by_library
 from ._failures import raise_failures
 from ._layout import broadcast, damping_tensor, flat, require_damping
 from ._library import (
@@ -26,12 +27,17 @@ from ._library import (
 #: cores, 10 to 10,000 right-hand sides: the kernel's one thread is 2 to 6 times ahead up to here.
 KERNEL_SIDE = 512
 
+#: Order up to which a batch on CUDA goes to our kernel, above it to the library: one block a system
+#: cannot keep up with one that spreads a large matrix over the device. Estimated, not measured.
+CUDA_KERNEL_SIDE = 512
+
 
 def spd_solve(A: Tensor, B: Tensor, *, damping: float | Tensor = 0.0) -> Tensor:
     """Solve ``(A + damping I) X = B`` for symmetric positive definite ``A + damping I``.
 
     A Cholesky factorisation per system (LAPACK's ``potrf`` and ``potrs``), fused; only the lower
-    triangle of ``A`` is read, nothing is modified. Differentiable to any order in ``A``, ``B`` and
+    triangle of ``A`` is read, nothing is modified. On CUDA, orders above 512 go to torch's library,
+    in chunks within the workspace budget. Differentiable to any order in ``A``, ``B`` and
     ``damping``; the gradient of ``A`` fills the lower triangle, the part that the function reads.
 
     Args:
@@ -170,15 +176,8 @@ def solve_shared(A: Tensor, B: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]
     shifted = A.clone()
     shifted.diagonal().add_(damping)
     factor, info = torch.linalg.cholesky_ex(shifted)
-    info = _first_bad_pivot(factor, info)
+    info = first_bad_pivot(factor, info)
     return torch.where(info == 0, torch.cholesky_solve(B, factor), math.nan), info.reshape(1)
-
-
-def _first_bad_pivot(factor: Tensor, info: Tensor) -> Tensor:
-    """LAPACK libraries differ in whether a NaN pivot is reported; here it always is."""
-    bad = ~torch.isfinite(factor.diagonal())
-    first = (bad.int().argmax() + 1).to(info.dtype)
-    return torch.where((info == 0) & bad.any(), first, info)
 
 
 def _run(A: Tensor, B: Tensor, damping: Tensor, X: Tensor, info: Tensor) -> None:
@@ -190,6 +189,10 @@ def _run(A: Tensor, B: Tensor, damping: Tensor, X: Tensor, info: Tensor) -> None
 
 
 def _run_on_cuda(A: Tensor, B: Tensor, damping: Tensor, X: Tensor, info: Tensor) -> None:
+    """The kernel up to :data:`CUDA_KERNEL_SIDE`, the library above it."""
+    if A.shape[-1] > CUDA_KERNEL_SIDE:
+        solve_by_library(A, B, damping, X, info)
+        return
     kernels, dtype, (batch, n, k) = native_cuda(), DTYPE_NAMES[A.dtype], B.shape
 
     def enqueue(part: slice, workspace: int, stream: int) -> None:

@@ -1,175 +1,124 @@
-// Cholesky factor and solve of one system of any order by one block, in 16-row panels.
+// Cholesky factor and solve of one system of any order by one block, in 16 x 16 tiles.
 //
-// Storage: the lower triangle, padded by rows of the identity to `tiles` tiles of 16, is kept as
-// row panels. Panel I holds rows 16 I .. 16 I + 15 up to its diagonal tile, column after column:
-// entry (16 I + r, c) lies at panel_offset(I) + 16 c + r. Right-hand sides are kept row-major,
-// entry (i, c) at i * columns + c. So four neighbouring rows of a panel and four neighbouring
-// right-hand sides look alike, namely four neighbouring numbers per column, `stride` apart. That
-// makes B^T more rows below the matrix: the forward substitution is the factorisation of those
-// rows, and one routine does both. The store may be shared memory or global workspace.
-//
-// The factorisation is left-looking, one tile column J at a time:
-//   subtract   every thread, a 4 x 4 piece in registers: rows J.. minus L[., 0:J] L[J, 0:J]^T
-//   (barrier)
-//   diagonal   warp 0 factors the tile in registers (lane_cholesky.cuh), its two halves alike
-//              (a shuffle orders no memory, so a warp barrier divides its loads from its stores)
+// The store is that of panel_store.cuh. The factorisation is right-looking, one tile column J at a
+// time, in two phases of which the first overlaps the next diagonal tile with everything else:
+//   update     warp 0: tile (J, J) minus its last product, then its factor (diagonal_tile.cuh)
+//              the others: all other tiles (I, K), K >= J, and the right-hand sides minus the
+//              products with tile column J - 1 (panel_update.cuh)
 //   (barrier)
 //   eliminate  one thread a row: rows below and right-hand sides times L[J, J]^-T
 //   (barrier)
 // and the back substitution is right-looking, two barriers per J.
-// Why it is race-free: in `subtract` each 4 x 4 piece of tile column J has one owner and all other
-// reads are of columns before J; in `diagonal` only warp 0 touches the tile; in `eliminate` each
-// row has one owner and the diagonal tile is only read. `status` is written by warp 0 between two
-// barriers and read by all after the second.
+// Why it is race-free: in `update` only warp 0 touches tile (J, J), each other piece of tile
+// columns J.. has one owner, and tile column J - 1 is only read; in `eliminate` each row has one
+// owner and the diagonal tile is only read. `status` is written by warp 0 between two barriers and
+// read by all after the second.
+// The order of the sums of an entry (tile columns in turn) is the same whoever does them, so the
+// result depends neither on the number of threads nor on where the store lies.
 //
-// Considered and rejected: right-looking factorisation (reads and writes the trailing matrix n/16
-// times; left-looking writes each entry twice), packed rows (no aligned vectors, ragged edges in
-// the inner loop), row-major tiles (four rows are four words 64 bytes apart: eightfold bank
-// conflicts in `subtract`), a padded tile stride (6 % more memory, to save one of three wavefronts
-// of a loop that the multiply-adds bound already).
+// What binds (estimated from the instruction count, cycles per tile column): warp 0 needs about
+// 1200 in float and 2200 in double, eliminate and the barriers 500 and 900, while the others have
+// 3000 and 4100 an average tile column at n = 256 and an eighth of that at n = 128. So up to
+// n = 128 several blocks share a multiprocessor to hide each other's chain (panel_plan.cuh), and
+// above it the overlap does.
+// Considered and rejected: two-phase left-looking (see panel_update.cuh), a third phase that
+// factors the diagonal tile alone (all other warps wait half of the time), a dynamic share of the
+// updates for warp 0 (an integer atomic per piece, to gain 1/8 of the threads where the updates
+// bind), eliminating by a product with the inverse tile (see diagonal_tile.cuh).
 #pragma once
 
-#include "lane_cholesky.cuh"
+#include "diagonal_tile.cuh"
 
 namespace backmatch::cuda {
 
-constexpr int kTile = 16;
-constexpr int kQuad = 4;
-constexpr int kQuadsPerTile = kTile / kQuad;
-
-template <class T>
-struct alignas(16) Quad {
-  T v[kQuad];
-};
-
-template <class T>
-struct PanelSystem {
-  T* factor;        // panel_offset(tiles)
-  T* rhs;           // tiles * kTile * columns, in the same store
-  int tiles;        // order of the padded system / kTile
-  int columns;      // right-hand sides, a multiple of kQuad
-  int32_t* status;  // in shared memory: 0, or the LAPACK info of the factorisation
-};
-
-// Where panel I starts; with I = tiles, how many elements the factor takes.
-__host__ __device__ __forceinline__ constexpr int64_t panel_offset(int64_t panel) {
-  return panel * (panel + 1) / 2 * (kTile * kTile);
-}
-
-// Fills the factor's store: entry(i, c) for c <= i < n, the identity in the padding. The upper
-// halves of the diagonal tiles are set to 0; lane_factor ignores them.
+// Solves L z = row for one row of 16 with the diagonal tile of L, read and written through entry(p).
 template <class T, class Entry>
-__device__ __forceinline__ void load_matrix(const PanelSystem<T>& s, int n, const Entry& entry) {
-  const int r = thread_index() % kTile;
-  for (int I = 0; I < s.tiles; ++I) {
-    T* panel = s.factor + panel_offset(I);
-    const int i = I * kTile + r;
-    for (int c = thread_index() / kTile; c < (I + 1) * kTile; c += block_threads() / kTile) {
-      const T value = c <= i && i < n ? entry(i, c) : T(c == i);
-      panel[static_cast<int64_t>(c) * kTile + r] = value;
+__device__ __forceinline__ void eliminate_row(const T* diagonal, const Entry& entry) {
+  const T* tile = diagonal + recomputed(0);  // so that its 136 numbers are not kept for the next row
+  T value[kTile];
+#pragma unroll
+  for (int p = 0; p < kTile; ++p) value[p] = entry(p);
+#pragma unroll
+  for (int p = 0; p < kTile; ++p) {
+    value[p] *= tile[Tile<T>::at(p, p)];
+#pragma unroll
+    for (int q = p / kQuad; q < kQuadsPerTile; ++q) {
+      const Quad<T> below = vector_at<const Quad<T>>(tile + Tile<T>::quad(q, p));
+#pragma unroll
+      for (int v = 0; v < kQuad; ++v) {
+        const int c = Tile<T>::row_in_quad(q, v);
+        if (c > p) value[c] -= value[p] * below.v[v];
+      }
     }
   }
-}
-
-template <class T>
-__device__ __forceinline__ T* diagonal_tile(const PanelSystem<T>& s, int J) {
-  return s.factor + panel_offset(J) + J * kTile * kTile;
-}
-
-// Rows from tile row `first` on, then the right-hand sides, numbered through in units of `unit`.
-template <class T>
-struct Rows {
-  T* base;
-  int stride;
-};
-
-template <class T>
-__device__ __forceinline__ Rows<T> rows_at(const PanelSystem<T>& s, int first, int unit,
-                                           int index) {
-  const int per_tile = kTile / unit;
-  const int beyond = index - (s.tiles - first) * per_tile;
-  const int panel = first + index / per_tile;
-  // One pointer and a choice of offsets: a choice of pointers would hide the memory they point to.
-  const int64_t offset = beyond >= 0 ? s.rhs - s.factor + beyond * unit
-                                     : panel_offset(panel) + index % per_tile * unit;
-  return {s.factor + offset, beyond >= 0 ? s.columns : kTile};
-}
-
-// One 4 x 4 piece of tile column J: rows minus (their columns before J) (L[J, before J])^T.
-template <class T>
-__device__ __forceinline__ void subtract_piece(const Rows<T>& rows, const T* pivot_rows, int J,
-                                               int group) {
-  T sum[kQuad][kQuad] = {};
-  const T* left = rows.base;
-  const T* right = pivot_rows + group * kQuad;
-  for (int p = 0; p < J * kTile; ++p) {
-    const Quad<T> a = *reinterpret_cast<const Quad<T>*>(left);
-    const Quad<T> b = *reinterpret_cast<const Quad<T>*>(right);
 #pragma unroll
-    for (int c = 0; c < kQuad; ++c) {
-#pragma unroll
-      for (int r = 0; r < kQuad; ++r) sum[c][r] += a.v[r] * b.v[c];
+  for (int p = 0; p < kTile; ++p) entry(p) = value[p];
+}
+
+// Tile column J times L[J, J]^-T, in rows first_row .. end_row - 1 of the tiles.
+template <class T, class Tiles>
+__device__ __forceinline__ void eliminate(const Tiles& tiles, const T* diagonal, int J,
+                                          int first_row, int end_row) {
+  for (int u = thread_index_here(); u < (end_row - first_row) * kTile; u += block_threads()) {
+    T* tile = tiles.tile(first_row + u / kTile, J);
+    const int r = u % kTile;
+    eliminate_row(diagonal, [&](int p) -> T& { return tile[Tile<T>::at(r, p)]; });
+  }
+}
+
+// rhs[tile J] = L[J, J]^-1 rhs[tile J], one thread a column, the last threads first: the others
+// have rows of the matrix.
+template <class T>
+__device__ __forceinline__ void eliminate_rhs(const PanelSystem<T>& s, const T* diagonal, int J) {
+  const int columns = recomputed(s.columns);
+  T* const rhs = s.rhs + static_cast<int64_t>(J) * kTile * columns;
+  for (int u = block_threads() - 1 - thread_index_here(); u < columns; u += block_threads()) {
+    eliminate_row(diagonal, [&](int p) -> T& { return rhs[p * columns + u]; });
+  }
+}
+
+// Factors tile columns first_column .. end_column - 1 of the range, whose tiles have had all
+// products with earlier columns subtracted; where its rows begin at the diagonal, the diagonal
+// tiles with the forward substitution of the right-hand sides, else only rows below them.
+// Returns false, in all threads, when a pivot was bad; *status then says which. Ends with a barrier.
+template <class T, class Tiles>
+__device__ __forceinline__ bool factor_columns(const PanelSystem<T>& s, const Tiles& tiles,
+                                               const TileRange& range) {
+  const bool diagonal = range.first_row == range.first_column;
+  for (int J = range.first_column; J < range.end_column; ++J) {
+    const int thread = thread_index_here();
+    const bool has_left = J > range.first_column;
+    const auto left = [&](int I) -> const T* { return tiles.tile(I, J - 1); };
+    if (diagonal && thread < kWarp) {
+      factor_diagonal(tiles.tile(J, J), has_left ? left(J) : nullptr, J, s.status);
+    } else if (has_left) {
+      const int busy = diagonal ? kWarp : 0;
+      const Team team{thread - busy, block_threads() - busy};
+      const int first_row = diagonal ? J : range.first_row;
+      const TileRange rest{first_row, range.end_row, J, range.end_column};
+      update<T>(tiles, left, rest, diagonal, team);
+      if (diagonal) update_rhs(s, left, J - 1, J, range.end_column, team.reversed());
     }
-    left += rows.stride;
-    right += kTile;
+    sync_block();
+    if (*s.status != 0) return false;
+    const T* tile = tiles.tile(J, J);
+    eliminate(tiles, tile, J, diagonal ? J + 1 : range.first_row, range.end_row);
+    if (diagonal) eliminate_rhs(s, tile, J);
+    sync_block();
   }
-#pragma unroll
-  for (int c = 0; c < kQuad; ++c) {
-    const int64_t column = J * kTile + group * kQuad + c;
-    Quad<T>& target = *reinterpret_cast<Quad<T>*>(rows.base + column * rows.stride);
-    Quad<T> value = target;
-#pragma unroll
-    for (int r = 0; r < kQuad; ++r) value.v[r] -= sum[c][r];
-    target = value;
-  }
+  return true;
 }
 
+// Forward substitution of the right-hand sides with a factor that is there. Ends with a barrier.
 template <class T>
-__device__ __forceinline__ void subtract(const PanelSystem<T>& s, int J, int first) {
-  const int quads = (s.tiles - first) * kQuadsPerTile + s.columns / kQuad;
-  const T* pivot_rows = s.factor + panel_offset(J);
-  for (int u = thread_index(); u < quads * kQuadsPerTile; u += block_threads()) {
-    subtract_piece(rows_at(s, first, kQuad, u / kQuadsPerTile), pivot_rows, J, u % kQuadsPerTile);
-  }
-}
-
-// Factors tile (J, J). It is left symmetric, with the reciprocals of L's diagonal on its diagonal:
-// substitution then reads one contiguous column in either direction.
-template <class T>
-__device__ __forceinline__ void factor_diagonal(const PanelSystem<T>& s, int J) {
-  const int lane = thread_index() % kTile;
-  T* tile = diagonal_tile(s, J);
-  T row[kTile];
-#pragma unroll
-  for (int c = 0; c < kTile; ++c) row[c] = tile[c * kTile + lane];
-  sync_warp();
-  const int32_t info = lane_factor<kTile>(row, lane);
-  if (thread_index() < kTile) {
-#pragma unroll
-    for (int c = 0; c < kTile; ++c) tile[c * kTile + lane] = row[c];
-  }
-  if (thread_index() == 0 && info != 0) *s.status = J * kTile + info;
-}
-
-// Rows of tile column J times L[J, J]^-T, from row tile `first` on and the right-hand sides.
-template <class T>
-__device__ __forceinline__ void eliminate(const PanelSystem<T>& s, int J, int first) {
-  const int count = (s.tiles - first) * kTile + s.columns;
-  const T* tile = diagonal_tile(s, J);
-  for (int u = thread_index(); u < count; u += block_threads()) {
-    const Rows<T> row = rows_at(s, first, 1, u);
-    T* entry = row.base + static_cast<int64_t>(J) * kTile * row.stride;
-    T value[kTile];
-#pragma unroll
-    for (int p = 0; p < kTile; ++p) value[p] = entry[p * row.stride];
-#pragma unroll
-    for (int p = 0; p < kTile; ++p) {
-      value[p] *= tile[p * kTile + p];
-#pragma unroll
-      for (int c = p + 1; c < kTile; ++c) value[c] -= value[p] * tile[p * kTile + c];
-    }
-#pragma unroll
-    for (int p = 0; p < kTile; ++p) entry[p * row.stride] = value[p];
+__device__ __forceinline__ void substitute(const PanelSystem<T>& s) {
+  const PackedTiles<T> tiles{s.factor};
+  for (int J = 0; J < s.tiles; ++J) {
+    eliminate_rhs(s, tiles.tile(J, J), J);
+    sync_block();
+    const auto left = [&](int I) -> const T* { return tiles.tile(I, J); };
+    update_rhs(s, left, J, J + 1, s.tiles, {thread_index_here(), block_threads()});
+    sync_block();
   }
 }
 
@@ -177,65 +126,63 @@ __device__ __forceinline__ void eliminate(const PanelSystem<T>& s, int J, int fi
 // false, in all threads, when a pivot was bad; *status then says which. Ends with a barrier.
 template <class T>
 __device__ __forceinline__ bool forward(const PanelSystem<T>& s, bool factoring) {
-  for (int J = 0; J < s.tiles; ++J) {
-    if (J > 0) {
-      subtract(s, J, factoring ? J : s.tiles);
-      sync_block();
-    }
-    if (factoring) {
-      if (thread_index() < kWarp) factor_diagonal(s, J);
-      sync_block();
-      if (*s.status != 0) return false;
-    }
-    eliminate(s, J, factoring ? J + 1 : s.tiles);
-    sync_block();
-  }
+  if (factoring) return factor_columns(s, PackedTiles<T>{s.factor}, {0, s.tiles, 0, s.tiles});
+  substitute(s);
   return true;
 }
 
 // rhs[tile J] = L[J, J]^-T rhs[tile J], one thread a column.
 template <class T>
 __device__ __forceinline__ void backward_diagonal(const PanelSystem<T>& s, int J) {
-  const T* tile = diagonal_tile(s, J);
-  for (int u = thread_index(); u < s.columns; u += block_threads()) {
-    T* entry = s.rhs + static_cast<int64_t>(J) * kTile * s.columns + u;
+  const int columns = recomputed(s.columns);
+  const T* tile = PackedTiles<T>{s.factor}.tile(J, J);
+  for (int u = thread_index_here(); u < columns; u += block_threads()) {
+    T* entry = s.rhs + static_cast<int64_t>(J) * kTile * columns + u;
     T value[kTile];
 #pragma unroll
-    for (int p = 0; p < kTile; ++p) value[p] = entry[p * s.columns];
+    for (int p = 0; p < kTile; ++p) value[p] = entry[p * columns];
 #pragma unroll
     for (int p = kTile - 1; p >= 0; --p) {
-      value[p] *= tile[p * kTile + p];
+      value[p] *= tile[Tile<T>::at(p, p)];
 #pragma unroll
-      for (int c = 0; c < p; ++c) value[c] -= value[p] * tile[p * kTile + c];
+      for (int q = 0; q <= p / kQuad; ++q) {
+        const Quad<T> before = vector_at<const Quad<T>>(tile + Tile<T>::quad(q, p));
+#pragma unroll
+        for (int v = 0; v < kQuad; ++v) {
+          const int c = Tile<T>::row_in_quad(q, v);
+          if (c < p) value[c] -= value[p] * before.v[v];
+        }
+      }
     }
 #pragma unroll
-    for (int p = 0; p < kTile; ++p) entry[p * s.columns] = value[p];
+    for (int p = 0; p < kTile; ++p) entry[p * columns] = value[p];
   }
 }
 
 // rhs[i] -= L[tile J, i]^T rhs[tile J] for all rows i before tile J, one thread a row and quad.
-// The sum starts at row i of the tile and wraps around, so that the threads of a warp, whose
-// columns lie 16 words apart, read different banks.
+// The sum starts at place i of the tile's column and wraps around, so that the threads of a warp,
+// whose columns lie 16 words apart, read different banks.
 template <class T>
 __device__ __forceinline__ void backward_subtract(const PanelSystem<T>& s, int J) {
+  const int columns = recomputed(s.columns);
   const int rows = J * kTile;
   const T* panel = s.factor + panel_offset(J);
-  const T* known = s.rhs + static_cast<int64_t>(rows) * s.columns;
-  for (int u = thread_index(); u < rows * (s.columns / kQuad); u += block_threads()) {
+  const T* known = s.rhs + static_cast<int64_t>(rows) * columns;
+  for (int u = thread_index_here(); u < rows * (columns / kQuad); u += block_threads()) {
     const int i = u % rows;
     const int column = u / rows * kQuad;
-    T* const own = s.rhs + static_cast<int64_t>(i) * s.columns + column;
-    Quad<T>& target = *reinterpret_cast<Quad<T>*>(own);
-    Quad<T> value = target;
+    T* const own = s.rhs + static_cast<int64_t>(i) * columns + column;
+    Quad<T> value = vector_at<Quad<T>>(own);
 #pragma unroll
     for (int turn = 0; turn < kTile; ++turn) {
-      const int r = (turn + i) % kTile;
-      const T entry = panel[static_cast<int64_t>(i) * kTile + r];
-      const Quad<T> x = *reinterpret_cast<const Quad<T>*>(known + r * s.columns + column);
+      const int place = (turn + i) % kTile;
+      const int r = Tile<T>::row_at(place, i % kTile);
+      const T entry = panel[static_cast<int64_t>(i) * kTile + place];
+      const Quad<T> x = vector_at<const Quad<T>>(known + r * columns + column);
 #pragma unroll
       for (int q = 0; q < kQuad; ++q) value.v[q] -= entry * x.v[q];
     }
-    target = value;
+    vector_at<Quad<T>>(own) = value;
   }
 }
 

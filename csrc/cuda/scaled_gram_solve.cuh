@@ -5,20 +5,25 @@
 //  - n <= 32, scaled_gram_solve_lanes_kernel: 8, 16 or 32 lanes a system, in registers
 //    (lane_cholesky.cuh). A row with D == 0 becomes a row of the identity, which costs nothing here
 //    and keeps pivot numbers as they are; K is not used there, so not even a NaN gets in.
-//  - n > 32, scaled_gram_solve_panels_kernel: one block a system (panel_cholesky.cuh). Rows with
-//    D == 0 are squeezed out first, so that a system with half its rows active costs an eighth.
-//    Where the rest fits it is solved in shared memory, else in the block's slot of the workspace;
-//    that is decided per system and never shows in the result.
+//  - n > 32: one block a system. Rows with D == 0 are squeezed out first, so that a system with half
+//    its rows active costs an eighth. Where the rest fits on chip it is solved there
+//    (scaled_gram_solve_panels_kernel, panel_cholesky.cuh), else in the block's slot of the
+//    workspace (scaled_gram_solve_staged_kernel, panel_stage.cuh). Which launch takes a system is
+//    decided by the number of its active rows and never shows in the result: the launches differ
+//    in threads and shared memory only, and each passes over the systems of the others.
 // Who owns what: a system belongs to one lane group or block, which alone writes its X and info;
-// K, D, R and damping are only read. Warp 0 lists the active rows in order (a ballot a 32 rows: the
-// list has one writer, is the same in every run, and takes n / 32 steps of the n^3 / 3).
-// Where it synchronises: the two headers say; here a barrier after the count, after the list, after
-// the load, and before the shared store is used for the next system. No atomics.
+// K, D, R and damping are only read. Each warp counts the active rows of one system of a group, warp
+// 0 lists those of the system to solve in order (a ballot a 32 rows: the list has one writer, is the
+// same in every run, and takes n / 32 steps of the n^3 / 3).
+// Where it synchronises: the headers say; here a barrier after the counts, after the list, after
+// the load, before the shared store is used for the next system, and before the next counts. No
+// atomics.
 // Considered and rejected: a prefix sum by the whole block (more barriers than it saves steps up to
 // n = 1024), masking without squeezing for n > 32 (eight times the work at half activity), a copy
 // of K in shared memory that all systems use (takes the room of the factor; K is in L2), striding
 // over the batch in the lane kernels (the compiler keeps what does not change in registers: 255 of
-// them and spills at n = 32 in double, without the loop 118).
+// them and spills at n = 32 in double, without the loop 118), one launch with room for n rows (one
+// block a multiprocessor at n = 256, where half-active systems leave room for five).
 #pragma once
 
 #include "../kernels.h"
@@ -35,11 +40,11 @@ struct ActiveRows {
   int count;
 };
 
-// Counts the active rows of a system, and lists them where `list` has room. Called by warp 0.
+// Counts the active rows of a system, and lists them where `list` has room. Called by one warp.
 template <class T>
 __device__ __forceinline__ int find_active(const ScaledGramArgs<T>& args, int64_t system,
                                            const ActiveRows<T>* list) {
-  const int lane = thread_index();
+  const int lane = thread_index() % kWarp;
   const T* D = args.D + system * args.d_batch;
   int count = 0;
   for (int64_t base = 0; base < args.n; base += kWarp) {
@@ -66,7 +71,7 @@ __device__ __forceinline__ void load_system(const ScaledGramArgs<T>& args, int64
     const T scaled = rows.slope[i] * entry * rows.slope[c];
     return i == c ? scaled + damping : scaled;
   });
-  for (int e = thread_index(); e < s.tiles * kTile * s.columns; e += block_threads()) {
+  for (int e = thread_index_here(); e < s.tiles * kTile * s.columns; e += block_threads()) {
     const int i = e / s.columns;
     const bool live = e % s.columns == 0 && i < rows.count;
     s.rhs[e] = live ? R[rows.row[i] * args.r_col] : T(0);
@@ -93,59 +98,140 @@ __device__ __forceinline__ void store_system(const ScaledGramArgs<T>& args, int6
   if (thread_index() == 0) args.info[system] = solved ? 0 : rows.row[*s.status - 1] + 1;
 }
 
-// One system from list to store, in the store at `memory`.
-template <class T>
+// One system from list to store, in the store at `memory`; `stage` is null where that is on chip.
+template <class T, bool kStaged>
 __device__ __forceinline__ void scaled_gram_solve_system(const ScaledGramArgs<T>& args,
-                                                         int64_t system, int count, int columns,
-                                                         unsigned char* memory, int32_t* status) {
+                                                         int64_t system, int count,
+                                                         const PanelLayout& layout,
+                                                         unsigned char* memory, T* stage,
+                                                         int32_t* status) {
   const int tiles = tiles_of(count);
   T* factor = reinterpret_cast<T*>(memory);
   T* rhs = factor + panel_offset(tiles);
-  T* slope = rhs + tiles * kTile * columns;
+  T* slope = rhs + tiles * kTile * layout.columns;
   const ActiveRows<T> rows{slope, reinterpret_cast<int32_t*>(slope + tiles * kTile), count};
-  const PanelSystem<T> s{factor, rhs, tiles, columns, status};
+  const PanelSystem<T> s{factor, rhs, tiles, layout.columns, status};
+  if (thread_index() == 0) *status = 0;
   if (thread_index() < kWarp) find_active(args, system, &rows);
   sync_block();
   load_system(args, system, rows, s);
   sync_block();
-  const bool solved = forward(s, true);
+  bool solved;
+  if constexpr (kStaged) {
+    solved = forward_staged(s, layout.stage, stage);
+  } else {
+    solved = forward(s, true);
+  }
   if (solved) backward(s);
   store_system(args, system, rows, s, solved);
   sync_block();  // a failed factorisation ends with all threads reading the status
 }
 
-template <class T>
-__global__ void __launch_bounds__(kPanelThreads)
-    scaled_gram_solve_panels_kernel(ScaledGramArgs<T> args, PanelLayout layout,
-                                    unsigned char* workspace) {
-  unsigned char* shared = shared_memory();
-  int32_t* status = reinterpret_cast<int32_t*>(shared);
-  int32_t* active = status + 1;
-  for (int64_t system = block_index(); system < args.batch; system += grid_blocks()) {
-    if (thread_index() < kWarp) {
-      const int count = find_active<T>(args, system, nullptr);
-      if (thread_index() == 0) {
-        *status = 0;
-        *active = count;
-      }
+// Calls solve(system, count) for the block's systems of `fewest` to `most` tiles of active rows.
+// Each warp counts the rows of one system of a group, so that passing one over costs little.
+template <class T, class Solve>
+__device__ __forceinline__ void for_each_of_size(const ScaledGramArgs<T>& args, int group,
+                                                 int fewest, int most, int32_t* counts,
+                                                 const Solve& solve) {
+  for (int64_t first = block_index() * group; first < args.batch; first += grid_blocks() * group) {
+    const int warp = thread_index() / kWarp;
+    if (warp < group && first + warp < args.batch) {
+      const int count = find_active<T>(args, first + warp, nullptr);
+      if (thread_index() % kWarp == 0) counts[warp] = count;
     }
     sync_block();
-    const int count = *active;
-    // Two calls, so that the compiler sees which memory it is and emits its own instructions.
-    if (tiles_of(count) <= layout.on_chip_tiles) {
-      unsigned char* store = shared + kSharedHeader;
-      scaled_gram_solve_system(args, system, count, layout.columns, store, status);
-    } else {
-      unsigned char* slot = workspace + block_index() * layout.slot_bytes;
-      scaled_gram_solve_system(args, system, count, layout.columns, slot, status);
+    for (int member = 0; member < group && first + member < args.batch; ++member) {
+      const int count = counts[member];
+      if (tiles_of(count) >= fewest && tiles_of(count) <= most) solve(first + member, count);
     }
+    sync_block();
   }
 }
 
+// What one launch takes of the batch.
+struct SizeClass {
+  int fewest, most;  // tiles of active rows
+  int group;         // systems counted at a time, at most a block's warps
+};
+
+template <class T, int kThreads>
+__global__ void __launch_bounds__(kThreads, panel_blocks(kThreads))
+    scaled_gram_solve_panels_kernel(ScaledGramArgs<T> args, PanelLayout layout, SizeClass sizes) {
+  unsigned char* shared = shared_memory();
+  int32_t* status = reinterpret_cast<int32_t*>(shared);
+  const auto solve = [&](int64_t system, int count) {
+    scaled_gram_solve_system<T, false>(args, system, count, layout, shared + kSharedHeader, nullptr,
+                                       status);
+  };
+  for_each_of_size(args, sizes.group, sizes.fewest, sizes.most, status + 1, solve);
+}
+
+template <class T>
+__global__ void __launch_bounds__(kPanelThreads, 1)
+    scaled_gram_solve_staged_kernel(ScaledGramArgs<T> args, PanelLayout layout, SizeClass sizes,
+                                    unsigned char* workspace) {
+  unsigned char* shared = shared_memory();
+  int32_t* status = reinterpret_cast<int32_t*>(shared);
+  T* stage = reinterpret_cast<T*>(shared + kSharedHeader);
+  unsigned char* slot = workspace + block_index() * layout.slot_bytes;
+  const auto solve = [&](int64_t system, int count) {
+    scaled_gram_solve_system<T, true>(args, system, count, layout, slot, stage, status);
+  };
+  for_each_of_size(args, sizes.group, sizes.fewest, sizes.most, status + 1, solve);
+}
+
+constexpr int64_t kActiveRowBytes = 12;  // slope and number of an active row, at most
+
 template <class T>
 PanelPlan scaled_gram_solve_plan(int64_t batch, int64_t n) {
-  constexpr int64_t kRowBytes = sizeof(T) + sizeof(int32_t);  // slope and number of an active row
-  return panel_plan<T>(device_limits(), batch, n, 1, kRowBytes);
+  return panel_plan<T>(device_limits(), batch, n, 1, kActiveRowBytes);
+}
+
+// Systems counted at a time: one a block where the batch does not fill the device.
+inline int systems_per_group(int64_t batch, int64_t multiprocessors, int threads) {
+  return static_cast<int>(std::clamp<int64_t>(batch / (8 * multiprocessors), 1, threads / kWarp));
+}
+
+// The systems of `fewest` to `most` tiles, all of which fit on chip.
+template <class T>
+void launch_size_class(const ScaledGramArgs<T>& args, const PanelLayout& layout, int fewest,
+                       int most, void* stream) {
+  const int64_t multiprocessors = device_limits().multiprocessors;
+  const int threads = panel_threads<T>(most);
+  const SizeClass sizes{fewest, most, systems_per_group(args.batch, multiprocessors, threads)};
+  const int64_t groups = (args.batch + sizes.group - 1) / sizes.group;
+  const LaunchShape shape{std::min(groups, kBlocksPerMultiprocessor * multiprocessors), threads,
+                          kSharedHeader + system_bytes<T>(most, layout.columns, kActiveRowBytes)};
+  with_panel_threads<T>(threads, [&](auto threads) {
+    launch<scaled_gram_solve_panels_kernel<T, decltype(threads)::value>>(shape, stream, args,
+                                                                         layout, sizes);
+  });
+}
+
+// One launch for each number of blocks that fit a multiprocessor: a system takes the shared memory
+// of its active rows, not of n. A small batch goes in one: it fills no multiprocessor anyway.
+template <class T>
+void launch_scaled_gram_solve_panels(const ScaledGramArgs<T>& args, void* workspace,
+                                     void* stream) {
+  constexpr int kClassEnds[] = {6, 8, 10, 14};
+  const PanelPlan plan = scaled_gram_solve_plan<T>(args.batch, args.n);
+  const PanelLayout& layout = plan.layout;
+  const int64_t multiprocessors = device_limits().multiprocessors;
+  int fewest = 0;
+  if (args.batch > multiprocessors) {
+    for (const int end : kClassEnds) {
+      if (end >= layout.on_chip_tiles) break;
+      launch_size_class(args, layout, fewest, end, stream);
+      fewest = end + 1;
+    }
+  }
+  launch_size_class(args, layout, fewest, layout.on_chip_tiles, stream);
+  if (layout.slot_bytes != 0) {
+    const SizeClass sizes{layout.on_chip_tiles + 1, tiles_of(args.n),
+                          systems_per_group(args.batch, multiprocessors, kPanelThreads)};
+    launch<scaled_gram_solve_staged_kernel<T>>(staged_shape<T>(plan), stream, args, layout, sizes,
+                                               static_cast<unsigned char*>(workspace));
+  }
 }
 
 template <class T>
@@ -160,9 +246,7 @@ void launch_scaled_gram_solve(const ScaledGramArgs<T>& args, void* workspace, vo
   check_order(args.n);
   if (args.batch == 0) return;
   if (args.n <= kSmallOrder) return launch_scaled_gram_small(args, stream);
-  const PanelPlan plan = scaled_gram_solve_plan<T>(args.batch, args.n);
-  launch<scaled_gram_solve_panels_kernel<T>>(plan.shape, stream, args, plan.layout,
-                                   static_cast<unsigned char*>(workspace));
+  launch_scaled_gram_solve_panels(args, workspace, stream);
 }
 
 }  // namespace backmatch::cuda

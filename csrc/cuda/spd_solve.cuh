@@ -3,9 +3,11 @@
 // Two kernels, chosen by n alone so that a system's bits depend on nothing else:
 //  - n <= 32, spd_solve_lanes_kernel: 8, 16 or 32 lanes a system, all in registers, no barrier
 //    (lane_cholesky.cuh). Right-hand sides pass one after another through the same lanes.
-//  - n > 32, spd_solve_panels_kernel: one block a system (panel_cholesky.cuh), the factor in shared
-//    memory where it fits, else in the block's slot of the workspace. Right-hand sides pass in
-//    groups of up to 32; the first group rides along with the factorisation.
+//  - n > 32, spd_solve_panels_kernel: one block a system, the factor in shared memory
+//    (panel_cholesky.cuh); where it does not fit, spd_solve_staged_kernel, the factor in the block's
+//    slot of the workspace (panel_stage.cuh). Right-hand sides pass in groups of up to 32; the
+//    first group rides along with the factorisation. A is read along whichever direction is
+//    contiguous, rows in vectors where they are aligned.
 // Who owns what: a system belongs to one lane group or block, which alone writes its X and info.
 // Panel blocks stride over the batch, so any grid does for any batch. A, damping, B are only read.
 // Where it synchronises: see the two headers; here a barrier after each load of shared data and
@@ -26,11 +28,12 @@ namespace backmatch::cuda {
 // A thread loads the entries that it stored in the pass before: no barrier between the two.
 template <class T>
 __device__ __forceinline__ void load_columns(const SpdSolveArgs<T>& args, int64_t system,
-                                             int64_t first, const PanelSystem<T>& s) {
-  const T* B = args.B + system * args.b_batch + first * args.b_col;
-  for (int e = thread_index(); e < s.tiles * kTile * s.columns; e += block_threads()) {
-    const int i = e / s.columns;
-    const int c = e % s.columns;
+                                             int first, const PanelSystem<T>& s) {
+  const T* B = args.B + system * args.b_batch + int64_t(first) * args.b_col;
+  const int columns = recomputed(s.columns);
+  for (int e = thread_index_here(); e < s.tiles * kTile * columns; e += block_threads()) {
+    const int i = e / columns;
+    const int c = e % columns;
     const bool live = i < args.n && first + c < args.k;
     s.rhs[e] = live ? B[i * args.b_row + c * args.b_col] : T(0);
   }
@@ -38,70 +41,119 @@ __device__ __forceinline__ void load_columns(const SpdSolveArgs<T>& args, int64_
 
 template <class T>
 __device__ __forceinline__ void store_columns(const SpdSolveArgs<T>& args, int64_t system,
-                                              int64_t first, const PanelSystem<T>& s) {
+                                              int first, const PanelSystem<T>& s) {
   T* X = args.X + system * args.n * args.k + first;
-  for (int e = thread_index(); e < args.n * s.columns; e += block_threads()) {
-    const int i = e / s.columns;
-    const int c = e % s.columns;
+  const int columns = recomputed(s.columns);
+  for (int e = thread_index_here(); e < static_cast<int>(args.n) * columns; e += block_threads()) {
+    const int i = e / columns;
+    const int c = e % columns;
     if (first + c < args.k) X[i * args.k + c] = s.rhs[e];
   }
 }
 
-// One system from load to store, in the store at `memory`.
+// Whether rows of A may be read in vectors of 16 bytes: one choice for all systems of a launch.
 template <class T>
-__device__ __forceinline__ void spd_solve_system(const SpdSolveArgs<T>& args, int64_t system,
-                                                 int columns, unsigned char* memory,
-                                                 int32_t* status) {
-  const int tiles = tiles_of(args.n);
-  T* factor = reinterpret_cast<T*>(memory);
-  const PanelSystem<T> s{factor, factor + panel_offset(tiles), tiles, columns, status};
+__device__ __forceinline__ bool has_row_quads(const SpdSolveArgs<T>& args) {
+  constexpr int64_t kElements = 16 / sizeof(T);
+  return args.a_col == 1 && args.a_row % kElements == 0 && args.a_batch % kElements == 0 &&
+         reinterpret_cast<std::uintptr_t>(args.A) % 16 == 0;
+}
+
+// A and the damping, along whichever direction of A is contiguous.
+template <class T>
+__device__ __forceinline__ void load_damped(const SpdSolveArgs<T>& args, int64_t system,
+                                            const PanelSystem<T>& s) {
   const T* A = args.A + system * args.a_batch;
   const T damping = args.damping[system * args.damping_stride];
+  const int n = static_cast<int>(args.n);
+  const auto entry = [&](int i, int c) {
+    const T value = A[i * args.a_row + c * args.a_col];
+    return i == c ? value + damping : value;
+  };
+  if (has_row_quads(args)) {
+    load_matrix_by_quads(s, n, entry, [&](int i, int c) {
+      return vector_at<const Quad<T>>(A + i * args.a_row + c);
+    });
+  } else {
+    load_matrix(s, n, entry, args.a_row == 1 ? Reading::kDownColumns : Reading::kAlongRows);
+  }
+}
+
+// One system from load to store, in the store at `memory`; `stage` is null where that is on chip.
+template <class T, bool kStaged>
+__device__ __forceinline__ void spd_solve_system(const SpdSolveArgs<T>& args, int64_t system,
+                                                 const PanelLayout& layout, unsigned char* memory,
+                                                 T* stage, int32_t* status) {
+  const int tiles = tiles_of(args.n);
+  const int columns = layout.columns;
+  T* factor = reinterpret_cast<T*>(memory);
+  const PanelSystem<T> s{factor, factor + panel_offset(tiles), tiles, columns, status};
   if (thread_index() == 0) *status = 0;
-  load_matrix(s, static_cast<int>(args.n), [&](int i, int c) {
-    const T entry = A[i * args.a_row + c * args.a_col];
-    return i == c ? entry + damping : entry;
-  });
+  load_damped(args, system, s);
 
   bool solved = true;
-  for (int64_t first = 0; first == 0 || first < args.k; first += columns) {  // k = 0: info only
+  const int k = static_cast<int>(args.k);
+  for (int first = 0; first == 0 || first < k; first += columns) {  // k = 0: info only
     load_columns(args, system, first, s);
     sync_block();
-    solved = forward(s, first == 0);
+    if (first > 0) {
+      substitute(s);
+    } else if constexpr (kStaged) {
+      solved = forward_staged(s, layout.stage, stage);
+    } else {
+      solved = forward(s, true);
+    }
     if (!solved) break;
     backward(s);
     store_columns(args, system, first, s);
   }
   if (!solved) {
     T* X = args.X + system * args.n * args.k;
-    for (int64_t e = thread_index(); e < args.n * args.k; e += block_threads()) X[e] = kNaN<T>;
+    for (int64_t e = thread_index_here(); e < args.n * args.k; e += block_threads()) X[e] = kNaN<T>;
   }
   if (thread_index() == 0) args.info[system] = *status;
   sync_block();  // a failed factorisation ends with all threads reading the status
 }
 
-template <class T>
-__global__ void __launch_bounds__(kPanelThreads)
-    spd_solve_panels_kernel(SpdSolveArgs<T> args, PanelLayout layout, unsigned char* workspace) {
+template <class T, int kThreads>
+__global__ void __launch_bounds__(kThreads, panel_blocks(kThreads))
+    spd_solve_panels_kernel(SpdSolveArgs<T> args, PanelLayout layout) {
   unsigned char* shared = shared_memory();
   int32_t* status = reinterpret_cast<int32_t*>(shared);
   for (int64_t system = block_index(); system < args.batch; system += grid_blocks()) {
-    // Two calls, so that the compiler sees which memory it is and emits its own instructions.
-    if (layout.slot_bytes == 0) {
-      spd_solve_system(args, system, layout.columns, shared + kSharedHeader, status);
-    } else {
-      unsigned char* slot = workspace + block_index() * layout.slot_bytes;
-      spd_solve_system(args, system, layout.columns, slot, status);
-    }
+    spd_solve_system<T, false>(args, system, layout, shared + kSharedHeader, nullptr, status);
+  }
+}
+
+template <class T>
+__global__ void __launch_bounds__(kPanelThreads, 1)
+    spd_solve_staged_kernel(SpdSolveArgs<T> args, PanelLayout layout, unsigned char* workspace) {
+  unsigned char* shared = shared_memory();
+  int32_t* status = reinterpret_cast<int32_t*>(shared);
+  T* stage = reinterpret_cast<T*>(shared + kSharedHeader);
+  unsigned char* slot = workspace + block_index() * layout.slot_bytes;
+  for (int64_t system = block_index(); system < args.batch; system += grid_blocks()) {
+    spd_solve_system<T, true>(args, system, layout, slot, stage, status);
   }
 }
 
 template <class T>
 PanelPlan spd_solve_plan(int64_t batch, int64_t n, int64_t k) {
-  PanelPlan plan = panel_plan<T>(device_limits(), batch, n, k, 0);
-  // All systems have one order: where it does not fit, shared memory holds the status alone.
-  if (plan.layout.slot_bytes != 0) plan.shape.shared_bytes = kSharedHeader;
-  return plan;
+  return panel_plan<T>(device_limits(), batch, n, k, 0);
+}
+
+template <class T>
+void launch_spd_solve_panels(const SpdSolveArgs<T>& args, void* workspace, void* stream) {
+  check_columns(args.k);
+  const PanelPlan plan = spd_solve_plan<T>(args.batch, args.n, args.k);
+  const PanelLayout& layout = plan.layout;
+  if (layout.slot_bytes != 0) {
+    return launch<spd_solve_staged_kernel<T>>(staged_shape<T>(plan), stream, args, layout,
+                                              static_cast<unsigned char*>(workspace));
+  }
+  with_panel_threads<T>(plan.shape.threads, [&](auto threads) {
+    launch<spd_solve_panels_kernel<T, decltype(threads)::value>>(plan.shape, stream, args, layout);
+  });
 }
 
 template <class T>
@@ -116,9 +168,7 @@ void launch_spd_solve(const SpdSolveArgs<T>& args, void* workspace, void* stream
   check_order(args.n);
   if (args.batch == 0) return;
   if (args.n <= kSmallOrder) return launch_spd_solve_small(args, stream);
-  const PanelPlan plan = spd_solve_plan<T>(args.batch, args.n, args.k);
-  launch<spd_solve_panels_kernel<T>>(plan.shape, stream, args, plan.layout,
-                                   static_cast<unsigned char*>(workspace));
+  launch_spd_solve_panels(args, workspace, stream);
 }
 
 }  // namespace backmatch::cuda

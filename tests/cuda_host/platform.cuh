@@ -9,6 +9,7 @@
 #include <cstring>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "device/kernel_name.h"
 #include "emulator.h"
@@ -25,6 +26,8 @@ namespace backmatch::cuda {
 constexpr int kWarp = emulator::kWarp;
 
 inline int thread_index() { return emulator::thread_index(); }
+inline int recomputed(int value) { return value; }
+inline int thread_index_here() { return thread_index(); }
 inline int block_threads() { return emulator::shape().threads; }
 inline int64_t block_index() { return emulator::block_index(); }
 inline int64_t grid_blocks() { return emulator::shape().blocks; }
@@ -87,6 +90,33 @@ inline void multiply_add_16x8x16(float (&c)[4], const uint32_t (&a)[4], const ui
     c[e] = static_cast<float>(sum[e]);
     if (std::abs(static_cast<double>(c[e])) > std::abs(sum[e])) c[e] = std::nextafter(c[e], 0.0f);
   }
+}
+
+template <class T>
+T reciprocal_sqrt(T value) {
+  return T(1) / std::sqrt(value);
+}
+
+// A copy takes place when the thread waits for it, as late as on a device.
+struct PendingCopy {
+  void* shared;
+  const void* global;
+};
+inline std::vector<PendingCopy> pending_copies[1024];  // of each thread of the block
+inline void copy_to_shared(void* shared, const void* global) {
+  emulator::require_aligned(shared, 16);
+  emulator::require_aligned(global, 16);
+  pending_copies[thread_index()].push_back({shared, global});
+}
+inline void wait_for_copies() {
+  auto& own = pending_copies[thread_index()];
+  for (const PendingCopy& copy : own) {
+    const auto* from = static_cast<const uint64_t*>(copy.global);
+    auto* to = static_cast<uint64_t*>(copy.shared);
+    to[0] = from[0];
+    to[1] = from[1];
+  }
+  own.clear();
 }
 
 inline unsigned ballot(bool predicate) { return emulator::ballot(predicate); }

@@ -22,6 +22,17 @@ constexpr int kWarp = 32;
 constexpr unsigned kAllLanes = 0xffffffffu;
 
 __device__ __forceinline__ int thread_index() { return static_cast<int>(threadIdx.x); }
+// The same number, of which the compiler forgets that it never changes: what follows from it (lanes,
+// addresses) is then computed where it is used, not kept in registers through the whole kernel.
+__device__ __forceinline__ int recomputed(int value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+__device__ __forceinline__ int thread_index_here() {
+  const int index = recomputed(thread_index());
+  __builtin_assume(index >= 0);
+  return index;
+}
 __device__ __forceinline__ int block_threads() { return static_cast<int>(blockDim.x); }
 __device__ __forceinline__ int64_t block_index() { return blockIdx.x; }
 __device__ __forceinline__ int64_t grid_blocks() { return gridDim.x; }
@@ -70,6 +81,23 @@ __device__ __forceinline__ void multiply_add_16x8x16(float (&c)[4], const uint32
       "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// 1 / sqrt(value) to two units in the last place: one instruction in float, where a correctly rounded
+// root and division are two subroutines. NaN for value < 0, infinity for 0.
+__device__ __forceinline__ float reciprocal_sqrt(float value) { return rsqrtf(value); }
+__device__ __forceinline__ double reciprocal_sqrt(double value) { return rsqrt(value); }
+
+// Copies 16 bytes from global to shared memory, both multiples of 16, while the thread goes on. It
+// may count on them, its own copies only, after wait_for_copies.
+__device__ __forceinline__ void copy_to_shared(void* shared, const void* global) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(
+                   static_cast<unsigned>(__cvta_generic_to_shared(shared))),
+               "l"(__cvta_generic_to_global(global))
+               : "memory");
+}
+__device__ __forceinline__ void wait_for_copies() {
+  asm volatile("cp.async.wait_all;" ::: "memory");
 }
 
 __device__ __forceinline__ int count_bits(unsigned bits) { return __popc(bits); }
