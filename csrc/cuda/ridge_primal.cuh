@@ -177,7 +177,8 @@ __device__ __forceinline__ void store_tile(const PanelSystem<T>& s, const TileSt
     if (panel >= s.tiles || column / kTile > panel) return;
     const T inside = row == column ? sum + damping : sum;
     const T value = row < n && column <= row ? inside : T(row == column);
-    s.factor[panel_offset(panel) + column * kTile + row % kTile] = value;
+    T* target = s.factor + panel_offset(panel) + column / kTile * kTileSize;
+    target[Tile<T>::at(row % kTile, column % kTile)] = value;
   });
 }
 
