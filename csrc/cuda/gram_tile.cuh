@@ -50,15 +50,6 @@ struct Group {
   int threads;  // a multiple of kWarp
 };
 
-template <bool kOneWarp>
-__device__ __forceinline__ void sync_group() {
-  if constexpr (kOneWarp) {
-    sync_warp();
-  } else {
-    sync_block();
-  }
-}
-
 template <class T>
 __device__ __forceinline__ T at_byte(const T* start, int64_t bytes) {
   return *reinterpret_cast<const T*>(reinterpret_cast<const char*>(start) + bytes);

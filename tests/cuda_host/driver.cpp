@@ -89,6 +89,8 @@ void configure(uint64_t seed, int64_t shared_bytes, int64_t multiprocessors) {
   backmatch::emulator::configure(seed, {shared_bytes, multiprocessors});
 }
 
+void leave_out(const char* file, int line) { backmatch::emulator::leave_out(file, line); }
+
 void watch(const char* name, const void* start, int64_t bytes, int64_t guard, bool output) {
   using backmatch::emulator::Contents;
   backmatch::emulator::watch(name, start, bytes, guard,

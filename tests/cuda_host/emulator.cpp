@@ -38,6 +38,8 @@ struct Warp {
 };
 
 uint64_t order_seed = 0;
+std::string left_out_file;
+int left_out_line = 0;
 DeviceLimits limits{232448, 2};
 
 // One launch. A fiber runs until it waits; `ready` holds those that may run.
@@ -208,6 +210,17 @@ void run(const char* name, const LaunchShape& shape, const std::function<void()>
   Block block(name, shape, body);
   active = &block;
   block.run_all();
+}
+
+void leave_out(const char* file, int line) {
+  left_out_file = file;
+  left_out_line = line;
+}
+
+bool is_left_out(const char* file, int line) {
+  if (line != left_out_line || left_out_file.empty()) return false;
+  const char* slash = std::strrchr(file, '/');
+  return left_out_file == (slash == nullptr ? file : slash + 1);
 }
 
 int thread_index() { return active->fiber().moment.thread; }

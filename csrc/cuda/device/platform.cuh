@@ -43,6 +43,16 @@ __device__ __forceinline__ void sync_block() { __syncthreads(); }
 // The same among the 32 lanes of the own warp.
 __device__ __forceinline__ void sync_warp() { __syncwarp(kAllLanes); }
 
+// Either, for code that a warp or a block executes.
+template <bool kOneWarp>
+__device__ __forceinline__ void sync_group() {
+  if constexpr (kOneWarp) {
+    sync_warp();
+  } else {
+    sync_block();
+  }
+}
+
 // The value of lane `source` of the own group of `width` lanes; all 32 lanes of the warp take part.
 template <class T>
 __device__ __forceinline__ T shuffle(T value, int source, int width) {
