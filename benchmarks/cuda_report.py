@@ -164,8 +164,12 @@ def refusals(calls: Sequence[Call]) -> list[str]:
     refused = [call for call in calls if call.error]
     if not refused:
         return []
-    orders = list(dict.fromkeys(str(call.n) for call in refused))
-    return [f"Refused: n = {', '.join(orders)}. The first: {refused[0].error}."]
+    orders = sorted({call.n for call in refused if call.n is not None})
+    runs = [
+        [str(n) for _, n in run]
+        for _, run in itertools.groupby(enumerate(orders), lambda pair: pair[1] - pair[0])
+    ]
+    return [f"Refused: n = {', '.join(map(span, runs))}. The first: {refused[0].error}."]
 
 
 def resources(instances: Sequence[Instance], calls: Sequence[Call]) -> str:
