@@ -21,7 +21,7 @@ DTYPES = ("float32", "float64")
 #: fit nowhere on chip.
 ORDERS = (*range(1, 66), 96, 128, 129, 192, 256, 257, 384, 512, 1024, 4096, 65536)
 #: Further ones that are called, so that no instance is missed, but not shown.
-BETWEEN = tuple(range(72, 512, 8))
+BETWEEN = tuple(n for n in range(72, 512, 8) if n not in ORDERS)
 #: Nothing is read or written in a dry run: an address of this alignment, and one with hardly any.
 _ALIGNED, _ODD = 1 << 20, (1 << 20) + 8
 
