@@ -20,6 +20,8 @@ DTYPES = ("float32", "float64")
 #: Every order of a small kernel, then some around which a larger one may begin or end, and two that
 #: fit nowhere on chip.
 ORDERS = (*range(1, 66), 96, 128, 129, 192, 256, 257, 384, 512, 1024, 4096, 65536)
+#: Further ones that are called, so that no instance is missed, but not shown.
+BETWEEN = tuple(n for n in range(72, 512, 8) if n not in ORDERS)
 #: Nothing is read or written in a dry run: an address of this alignment, and one with hardly any.
 _ALIGNED, _ODD = 1 << 20, (1 << 20) + 8
 
@@ -42,6 +44,7 @@ VARIANTS = (
     PLAIN,
     Variant(address=_ALIGNED),
     Variant(systems=64),
+    Variant(systems=64, address=_ALIGNED),
     Variant(columns=8),
     Variant(columns=64),
     Variant(layout="columns"),
@@ -93,7 +96,7 @@ def calls(module: Any, device: Device) -> Iterator[Call]:
     """Every launcher, dtype, order and variant on that device."""
     for name, arguments in launchers(module).items():
         dtypes = DTYPES if "dtype" in arguments else ("float64",)
-        orders = ORDERS if "n" in arguments else (None,)
+        orders = sorted({*ORDERS, *BETWEEN}) if "n" in arguments else [None]
         for dtype, n, variant in itertools.product(dtypes, orders, VARIANTS):
             for flags in _flags(arguments):
                 yield one_call(module, device, name, arguments, dtype, n, variant, flags)

@@ -19,7 +19,7 @@ from typing import Any
 
 import cuda_launches
 import cuda_resources
-from cuda_launches import BATCH, PLAIN, ROWS, Call, Launch
+from cuda_launches import BATCH, BETWEEN, PLAIN, ROWS, Call, Launch
 from cuda_resources import DEVICES, Device, Instance, Occupancy, ToolError, occupancy
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "cuda-resources.md"
@@ -121,13 +121,11 @@ def page(instances: Sequence[Instance], calls: Sequence[Call], version: str) -> 
             for call in calls
             if call.launcher == launcher
             and call.variant == PLAIN
+            and call.n not in BETWEEN
             and not any(dict(call.flags).values())
         ]
         parts += [f"### `{launcher}`", launch_table(own, instances)]
-        parts += [
-            f"Refused from n = {call.n} on: {call.error}."
-            for call in [call for call in own if call.error][:1]
-        ]
+        parts += refusals(own)
     parts += [
         "## Floors",
         FLOORS.format(batch=f"{BATCH:,}"),
@@ -159,6 +157,19 @@ Least time of {batch} systems in microseconds: the larger of the bytes that must
 at the device's memory rate, and of the operations at its peak (vector units; the matrix units of
 double have twice that). Peaks are the vendor's. A bound on every implementation, not an estimate of
 this one."""
+
+
+def refusals(calls: Sequence[Call]) -> list[str]:
+    """One sentence on the orders that a launcher does not take; ``linalg`` never asks for them."""
+    refused = [call for call in calls if call.error]
+    if not refused:
+        return []
+    orders = sorted({call.n for call in refused if call.n is not None})
+    runs = [
+        [str(n) for _, n in run]
+        for _, run in itertools.groupby(enumerate(orders), lambda pair: pair[1] - pair[0])
+    ]
+    return [f"Refused: n = {', '.join(map(span, runs))}. The first: {refused[0].error}."]
 
 
 def resources(instances: Sequence[Instance], calls: Sequence[Call]) -> str:
