@@ -211,7 +211,7 @@ def test_ridge_primal_takes_what_fits_on_chip(cuda):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_ridge_primal_strides_through_the_batch(cuda, dtype):
-    check_primal(cuda, 7, 3, 33, 130, dtype, Device(multiprocessors=1))
+    check_primal(cuda, 7, 3, 33, 70, dtype, Device(multiprocessors=1))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -5,10 +5,10 @@
 // where n <= 32 (kSide = 8, 16, 32; four systems a block), else the block, with squares of 64 for
 // n <= 64 and of 128 beyond. The square is divided into warp tiles (gram_tile.cuh); warps whose
 // tile lies above the diagonal or beyond n only help to load.
-// The group goes through Z in windows of kWindow rows: it lists the window's active rows, then takes
-// them in chunks of 8 or 16 rows into shared memory. The next chunk is read into registers while the
-// products of this one are summed. At the end the square passes through shared memory, so that
-// both of its copies are written row by row.
+// The group goes through Z in windows of kWindow rows: it lists the active ones (active_rows.cuh),
+// then takes them in chunks of 8 or 16 into shared memory. The next chunk is read into registers
+// while the products of this one are summed. At the end the square passes through shared memory, so
+// that both of its copies are written row by row.
 // Who owns what: a square is written by its group alone; Z, w and damping are only read.
 // Where it synchronises (a warp barrier for groups of one warp): after the square was noted, in and
 // after the listing, after a chunk was stored, after it was used, and between writing the square to
@@ -23,8 +23,7 @@
 // rows differ, so that every tile would gather rows and apply weights by itself: an eighth more
 // instructions in the inner loop, where loading costs as much in all), two buffers for chunks (one
 // barrier less a chunk; at one block a multiprocessor a few per cent, else other blocks hide it),
-// squares of 32 for n > 32 (twice the reads), a list of all rows at once (m is not bounded; here the
-// last chunk of a window is padded instead). See gram_tile.cuh for the formats of numbers.
+// squares of 32 for n > 32 (twice the reads). See gram_tile.cuh for the formats of numbers.
 #pragma once
 
 #include "../kernels.h"
