@@ -1,8 +1,9 @@
 // backmatch._C.cuda: the CUDA launchers on device addresses, enqueued on a stream.
 //
 // Arguments are those of the CPU functions, then `workspace`, the address of as many bytes of
-// device memory as the function `<stem>_workspace` names (0 where that is 0; left out where there is no
-// such function), then `stream`, a cudaStream_t as an int. The device of the addresses must be current.
+// device memory as the function `<stem>_workspace` names (0 where that is 0; no argument where there
+// is no such function), then `stream`, a cudaStream_t as an int. The device of the addresses must be
+// current.
 #include "bindings.h"
 #include "cuda/launch.h"
 

@@ -111,6 +111,7 @@ def exercise_gram(cuda: CudaHost, device: Device) -> None:
     cuda.weighted_gram(Z, w[:1], np.zeros(1), device)
     cuda.weighted_gram(Z[:, :9], w[:2], np.zeros(2), device)
     cuda.ridge_primal(Z, w[:1], w[:1], np.ones(1), device)
+    cuda.ridge_primal(Z[:0], w[:1, :0], w[:1, :0], np.ones(1), device)  # no barrier between passes
     Z, w, damping = Z.astype(np.float32), w.astype(np.float32), np.ones(66, np.float32)
     damping[:2] = -1e3
     _, info = cuda.ridge_primal(Z[:2], w[:, :2], w[:, :2], damping, device)

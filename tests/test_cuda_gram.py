@@ -77,6 +77,11 @@ def test_weighted_gram_of_several_squares(cuda, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+def test_weighted_gram_in_smaller_squares_where_memory_is_short(cuda, dtype):
+    check_gram(cuda, 3, 19, 130, 2, dtype, Device(shared_bytes=48 * 1024))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("n", [5, 19, 40, 129])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, "huge"])
 def test_rows_of_weight_zero_do_not_count(cuda, dtype, n, bad):
@@ -211,7 +216,7 @@ def test_ridge_primal_takes_what_fits_on_chip(cuda):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_ridge_primal_strides_through_the_batch(cuda, dtype):
-    check_primal(cuda, 7, 3, 33, 130, dtype, Device(multiprocessors=1))
+    check_primal(cuda, 7, 3, 33, 70, dtype, Device(multiprocessors=1))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

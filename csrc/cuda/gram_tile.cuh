@@ -1,9 +1,9 @@
-// What the kernels that form weighted Gram matrices share: the active rows of a window of Z, and the
-// tile of Z^T diag(w) Z that one warp sums up.
+// The tile of Z^T diag(w) Z that one warp sums up, for the kernels that form such matrices.
 //
-// Rows of weight 0 are squeezed out before anything is read of them: they cost nothing and what they
-// hold cannot leak. A system's sum therefore runs over its active rows in order, in chunks padded
-// with zeros, which change no bit: it depends on the system alone.
+// Rows of weight 0 are squeezed out (active_rows.cuh) before anything is read of them: they cost
+// nothing and what they hold cannot leak. A system's sum therefore runs over its active rows in
+// order, in chunks padded with zeros, which change no bit: it depends on the system alone.
+// No barriers here, and only finish() of small tiles exchanges numbers, within the warp.
 // A chunk lies in shared memory twice, its rows times their weight (`left`) and as they are
 // (`right`); tile entry (a, b) is the sum over rows k of left[k, a] right[k, b].
 //
@@ -20,9 +20,9 @@
 // Row strides let the rows or pairs of rows that a matrix unit takes lie in different banks, and
 // keep vectors of floats aligned.
 //
-// Considered and rejected, by count of instructions and published rates, not by measurement (m rows,
-// a of them active, a clock of one multiprocessor: 128 multiply-adds of floats; bf16 on the matrix
-// units 1340, which is 65 % of their peak; both estimates):
+// Considered and rejected, by count of instructions and published rates, not by measurement (m rows
+// with a active ones; in a clock a multiprocessor adds 128 products of floats, or 1340 of bf16 on
+// the matrix units, 65 % of their peak; both estimates):
 //  - float by ordinary multiply-adds throughout: 8 x 8 sums a thread read 4 vectors for 64
 //    multiply-adds, and loading takes a fifth of all instructions: a n^2 / 200 clocks. Six products
 //    of bf16 take a n^2 / 400, with one LDS for each matrix instruction.
@@ -33,82 +33,12 @@
 //    a loss below, and it takes two kernels, a flag a system, and batches of 128.
 #pragma once
 
-#include <platform.cuh>
-
 #include <cmath>
 #include <cstring>
 
+#include "active_rows.cuh"
+
 namespace backmatch::cuda {
-
-constexpr int kMaxChunk = 16;  // rows of Z in shared memory at a time, at most
-constexpr int kWindow = 256;   // rows of Z whose weights are looked at together
-constexpr int kSegments = kWindow / kWarp;
-
-// The threads that work on one system: a warp, or the whole block.
-struct Group {
-  int rank;     // of this thread
-  int threads;  // a multiple of kWarp
-};
-
-template <class T>
-__device__ __forceinline__ T at_byte(const T* start, int64_t bytes) {
-  return *reinterpret_cast<const T*>(reinterpret_cast<const char*>(start) + bytes);
-}
-
-// The active rows of a window, in order, then zeros up to a multiple of kMaxChunk. In shared memory.
-template <class T>
-struct ActiveRows {
-  int64_t* offset;  // from the first row of Z, in bytes
-  T* weight;
-  int32_t* counts;  // kSegments
-
-  static constexpr int64_t kBytes =
-      kWindow * int64_t(sizeof(int64_t) + sizeof(T)) + kSegments * int64_t(sizeof(int32_t));
-
-  __device__ __forceinline__ explicit ActiveRows(unsigned char* memory)
-      : offset(reinterpret_cast<int64_t*>(memory)),
-        weight(reinterpret_cast<T*>(offset + kWindow)),
-        counts(reinterpret_cast<int32_t*>(weight + kWindow)) {}
-
-  // Lists the rows of Z from `base` on, at most kWindow, that are before `end` and whose weight_of
-  // is not 0 (NaN counts); the group does it together, and calls placed(place in the list, row, weight)
-  // for each. Returns their number. Has a barrier inside;
-  // the caller puts one before the list is read, and one before the next call.
-  template <bool kOneWarp, class WeightOf, class Placed>
-  __device__ __forceinline__ int find(const Group& group, int64_t base, int64_t end,
-                                      int64_t row_stride, const WeightOf& weight_of,
-                                      const Placed& placed) const {
-    const int lane = group.rank % kWarp;
-    const int size = static_cast<int>(end - base < kWindow ? end - base : kWindow);
-    for (int s = group.rank / kWarp; s < kSegments; s += group.threads / kWarp) {
-      const int i = s * kWarp + lane;
-      const unsigned active = ballot(i < size && weight_of(base + i) != 0);
-      if (lane == 0) counts[s] = count_bits(active);
-    }
-    sync_group<kOneWarp>();
-    for (int s = group.rank / kWarp; s * kWarp < size; s += group.threads / kWarp) {
-      const int i = s * kWarp + lane;
-      const T own = i < size ? weight_of(base + i) : T(0);
-      const unsigned active = ballot(own != 0);
-      int place = count_bits(active & ((1u << lane) - 1));
-      for (int q = 0; q < s; ++q) place += counts[q];
-      if (own != 0) {
-        offset[place] = (base + i) * row_stride * int64_t(sizeof(T));
-        weight[place] = own;
-        placed(place, base + i, own);
-      }
-    }
-    int total = 0;
-#pragma unroll
-    for (int q = 0; q < kSegments; ++q) total += counts[q];
-    const int padding = total + group.rank;
-    if (group.rank < kMaxChunk && padding < kWindow) {
-      offset[padding] = 0;
-      weight[padding] = T(0);
-    }
-    return total;
-  }
-};
 
 // A chunk kept row after row.
 template <class T>

@@ -11,12 +11,13 @@
 // tile of the factor and an entry of the right-hand side are written by one thread each. Blocks
 // stride over the batch; Z, D, R and damping are only read.
 // Where it synchronises: in and after the listing of active rows, after a chunk was stored, after
-// it was used, before the factorisation, after a system; and as panel_cholesky.cuh says. No atomics.
+// it was used, before the factorisation, after a system; and as panel_cholesky.cuh says. No
+// atomics.
 //
-// Considered and rejected: G in main memory (written once and read by the solver: 64 KB each at order
-// 128 in float, 40 ns of an H100's memory for a system, about as long as summing 128 active rows
-// takes by the instruction count), all passes at once with several tiles a warp (32 sums a thread
-// and tile; loading is then paid once, but orders above 64 do not fit the registers), two buffers
+// Considered and rejected: G in main memory (written once and read by the solver: 64 KB each at
+// order 128 in float, 40 ns of an H100's memory for a system, about as long as summing 128 active
+// rows takes by the instruction count), all passes at once with several tiles a warp (32 sums a
+// thread and tile; loading is then paid once, but orders above 64 do not fit the registers), two buffers
 // for chunks (costs a fifth of the blocks that share a multiprocessor at order 128), orders up to
 // 32 (their G is small, and the lane kernels solve several systems a warp).
 #pragma once

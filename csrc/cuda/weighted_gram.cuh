@@ -3,12 +3,12 @@
 // Only the lower triangle is summed; every entry is written twice from one sum, so G is symmetric
 // to the bit. A group of threads owns a square of kSide x kSide entries of one system's G: a warp
 // where n <= 32 (kSide = 8, 16, 32; four systems a block), else the block, with squares of 64 for
-// n <= 64 and of 128 beyond. The square is divided into warp tiles (gram_tile.cuh); warps whose
+// n <= 64 and of 128 beyond (64 if the device's shared memory is short). The square is divided into warp tiles (gram_tile.cuh); warps whose
 // tile lies above the diagonal or beyond n only help to load.
-// The group goes through Z in windows of kWindow rows: it lists the window's active rows, then takes
-// them in chunks of 8 or 16 rows into shared memory. The next chunk is read into registers while the
-// products of this one are summed. At the end the square passes through shared memory, so that
-// both of its copies are written row by row.
+// The group goes through Z in windows of kWindow rows: it lists the active ones (active_rows.cuh),
+// then takes them in chunks of 8 or 16 into shared memory. The next chunk is read into registers
+// while the products of this one are summed. At the end the square passes through shared memory, so
+// that both of its copies are written row by row.
 // Who owns what: a square is written by its group alone; Z, w and damping are only read.
 // Where it synchronises (a warp barrier for groups of one warp): after the square was noted, in and
 // after the listing, after a chunk was stored, after it was used, and between writing the square to
@@ -23,8 +23,7 @@
 // rows differ, so that every tile would gather rows and apply weights by itself: an eighth more
 // instructions in the inner loop, where loading costs as much in all), two buffers for chunks (one
 // barrier less a chunk; at one block a multiprocessor a few per cent, else other blocks hide it),
-// squares of 32 for n > 32 (twice the reads), a list of all rows at once (m is not bounded; here the
-// last chunk of a window is padded instead). See gram_tile.cuh for the formats of numbers.
+// squares of 32 for n > 32 (twice the reads). See gram_tile.cuh for the formats of numbers.
 #pragma once
 
 #include "../kernels.h"
@@ -59,8 +58,8 @@ struct SquareGroup {
   static constexpr int kThreads = kWarp * kTilesDown * kTilesAcross;
   static constexpr int kPerBlock = kOneWarp ? 4 : 1;
   static constexpr int kBlockThreads = kThreads * kPerBlock;
-  // Blocks on a multiprocessor: 128 registers a thread; 4 bytes too few for one case.
-  static constexpr int kBlocks = kSide == 64 && sizeof(T) == 4 ? 3 : 512 / kBlockThreads;
+  // Blocks on a multiprocessor: 128 registers a thread, too few where a thread loads most.
+  static constexpr int kBlocks = kSide == 64 ? 3 : 512 / kBlockThreads;
   using Rows = typename Tile::Rows;
   static constexpr int kStride = Rows::stride(kSide);
   static constexpr int kSideSize = Rows::size(kSide);  // left or right
@@ -121,7 +120,7 @@ __device__ __forceinline__ void sum_tile(const WeightedGramArgs<T>& args, const 
   const int first = group.rank / S::kColumns;
   T* left = chunk;
   T* right = left + S::kSideSize;
-  const bool two_columns = S::kColumns == 128 && square.top != square.side;
+  const bool two_columns = S::kColumns >= 64 && square.top != square.side;
   const int windows = static_cast<int>((args.m + kWindow - 1) / kWindow);
   for (int window = 0; window < windows; ++window) {
     const int64_t base = int64_t(window) * kWindow;
@@ -233,6 +232,10 @@ void launch_weighted_gram(const WeightedGramArgs<T>& args, void* stream) {
   if (args.n <= 16) return launch_weighted_gram_squares<T, 16>(args, stream);
   if (args.n <= 32) return launch_weighted_gram_squares<T, 32>(args, stream);
   if (args.n <= 64) return launch_weighted_gram_squares<T, 64>(args, stream);
+  // In double a square of 128 takes 133 KiB, which not every device has.
+  if (SquareGroup<T, 128>::kSharedBytes > device_limits().shared_bytes) {
+    return launch_weighted_gram_squares<T, 64>(args, stream);
+  }
   launch_weighted_gram_squares<T, 128>(args, stream);
 }
 
