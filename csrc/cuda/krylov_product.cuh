@@ -54,6 +54,28 @@ constexpr int kAheadOf = W == 1 ? 8
                          : (W == 4 && sizeof(T) == 8) || (kPreconditioned && sizeof(T) == 4) ? 1
                                                                                             : 2;
 
+// sum[r][w] += M[c][row r] v[c * W + w] for c from first to last; load(a) fetches the next column's
+// entries of the lane's R rows.
+template <int W, int R, int kAhead, class T, class Load>
+__device__ __forceinline__ void accumulate(const T* vectors, int first, int last, const Load& load,
+                                           T (&sum)[R][W]) {
+  constexpr int kVectors = W * sizeof(T) < 16 ? W : 16 / sizeof(T);
+#pragma unroll kAhead
+  for (int c = first; c < last; ++c) {
+    T a[R];
+    load(a);
+#pragma unroll
+    for (int w = 0; w < W; w += kVectors) {
+      const auto v = vector_at<const Pack<T, kVectors>>(vectors + c * W + w);
+#pragma unroll
+      for (int e = 0; e < kVectors; ++e) {
+#pragma unroll
+        for (int r = 0; r < R; ++r) sum[r][w + e] += a[r] * v.v[e];
+      }
+    }
+  }
+}
+
 template <int W, int R, bool kShared, int kAhead, class T>
 __device__ __forceinline__ void multiply(const MatrixView<T>& M, Shape shape, int n,
                                          const T* vectors, T* partial) {
@@ -68,35 +90,33 @@ __device__ __forceinline__ void multiply(const MatrixView<T>& M, Shape shape, in
   const int first = begin + group * share;
   const int last = first + share < end ? first + share : end;
 
-  // Rows past the end repeat the last pack; nobody reads their sums.
-  const int limit = (n + kPack - 1) / kPack * kPack - kPack;
-  const T* entry[kPacks];
-#pragma unroll
-  for (int j = 0; j < kPacks; ++j) {
-    const int i = base + (j * kWarp + lane) * kPack;
-    entry[j] = M.at + (i < limit ? i : limit) * M.col + first * M.row;
-  }
   T sum[R][W] = {};
-#pragma unroll kAhead
-  for (int c = first; c < last; ++c) {
-    T a[R];
+  if (!kShared && M.col == 1 && beyond <= n) {
+    // The usual case takes one pointer: half the instructions of the loop would be addresses.
+    const T* entry = M.at + first * M.row + base + lane;
+    accumulate<W, R, kAhead>(vectors, first, last, [&](T (&a)[R]) {
+#pragma unroll
+      for (int r = 0; r < R; ++r) a[r] = entry[r * kWarp];
+      entry += M.row;
+    }, sum);
+  } else {
+    // Rows past the end repeat the last pack; nobody reads their sums.
+    const int limit = (n + kPack - 1) / kPack * kPack - kPack;
+    const T* entry[kPacks];
 #pragma unroll
     for (int j = 0; j < kPacks; ++j) {
-      const Pack<T, kPack> pack = vector_at<const Pack<T, kPack>>(entry[j]);
-      entry[j] += M.row;
-#pragma unroll
-      for (int e = 0; e < kPack; ++e) a[j * kPack + e] = pack.v[e];
+      const int i = base + (j * kWarp + lane) * kPack;
+      entry[j] = M.at + (i < limit ? i : limit) * M.col + first * M.row;
     }
-    constexpr int kVectors = W * sizeof(T) < 16 ? W : 16 / sizeof(T);
+    accumulate<W, R, kAhead>(vectors, first, last, [&](T (&a)[R]) {
 #pragma unroll
-    for (int w = 0; w < W; w += kVectors) {
-      const auto v = vector_at<const Pack<T, kVectors>>(vectors + c * W + w);
+      for (int j = 0; j < kPacks; ++j) {
+        const Pack<T, kPack> pack = vector_at<const Pack<T, kPack>>(entry[j]);
+        entry[j] += M.row;
 #pragma unroll
-      for (int e = 0; e < kVectors; ++e) {
-#pragma unroll
-        for (int r = 0; r < R; ++r) sum[r][w + e] += a[r] * v.v[e];
+        for (int e = 0; e < kPack; ++e) a[j * kPack + e] = pack.v[e];
       }
-    }
+    }, sum);
   }
 #pragma unroll
   for (int w = 0; w < W; ++w) {
