@@ -119,14 +119,14 @@ __device__ __forceinline__ void publish(const T (&value)[C], unsigned used, int 
   }
 }
 
-template <int C, int R, bool kShared, bool kPreconditioned, class T>
+template <int C, int R, bool kShared, bool kPreconditioned, int kMost, class T>
 __device__ __forceinline__ void multiply_slots(const MatrixView<T>& M, Shape shape, int n,
                                                unsigned used, const KrylovStore<T, C>& store) {
   if (C > 4 && width_of<C>(used) == 4) {
-    constexpr int kAhead = kAheadOf<T, 4, kShared, kPreconditioned>;
+    constexpr int kAhead = kAheadOf<T, 4, kShared, kPreconditioned, kMost>;
     multiply<4, R, kShared, kAhead>(M, shape, n, store.vectors, store.partial);
   } else {
-    constexpr int kAhead = kAheadOf<T, C, kShared, kPreconditioned>;
+    constexpr int kAhead = kAheadOf<T, C, kShared, kPreconditioned, kMost>;
     multiply<C, R, kShared, kAhead>(M, shape, n, store.vectors, store.partial);
   }
 }
@@ -293,27 +293,27 @@ __device__ __forceinline__ void decide_next(const Problem& problem, T square, in
 }
 
 // z = L^-T L^-1 r of the slots that step on, into `z`.
-template <int C, int R, class T>
+template <int C, int R, int kMost, class T>
 __device__ __forceinline__ void precondition(const SlotRows<T, C>& rows, unsigned used, int n,
                                              const T* upper, const T* lower,
                                              const KrylovStore<T, C>& store, T (&z)[C]) {
   publish(rows.r, used, n, store.vectors);
   sync_block();
-  multiply_slots<C, R, false, true>(MatrixView<T>{upper, n, 1}, Shape::kUpper, n, used, store);
+  multiply_slots<C, R, false, true, kMost>(MatrixView<T>{upper, n, 1}, Shape::kUpper, n, used, store);
   sync_block();
 #pragma unroll
   for (int s = 0; s < C; ++s) z[s] = has(used, s) ? product_of<R>(store, used, s) : T(0);
   publish(z, used, n, store.vectors);
   sync_block();
-  multiply_slots<C, R, false, true>(MatrixView<T>{lower, n, 1}, Shape::kLower, n, used, store);
+  multiply_slots<C, R, false, true, kMost>(MatrixView<T>{lower, n, 1}, Shape::kLower, n, used, store);
   sync_block();
   const bool own = thread_index() < n;
 #pragma unroll
   for (int s = 0; s < C; ++s) z[s] = has(used, s) && own ? product_of<R>(store, used, s) : T(0);
 }
 
-// Solves the queue of a problem. `upper` and `lower`: L^-T and L^-1, (n, n) contiguous, of the preconditioner.
-template <int C, int R, bool kShared, bool kPreconditioned, class T, class Problem>
+// Solves the queue of a problem, in a block of at most kMost threads. `upper` and `lower`: L^-T and L^-1, (n, n) contiguous, of the preconditioner.
+template <int C, int R, bool kShared, bool kPreconditioned, int kMost, class T, class Problem>
 __device__ __forceinline__ void krylov_block(const Problem& problem,
                                              const MatrixView<T>& matrix, const T* upper,
                                              const T* lower, const KrylovStore<T, C>& store) {
@@ -348,7 +348,7 @@ __device__ __forceinline__ void krylov_block(const Problem& problem,
     }
     publish(value, used, n, store.vectors);
     sync_block();
-    multiply_slots<C, R, kShared, kPreconditioned>(matrix, Shape::kFull, n, used, store);
+    multiply_slots<C, R, kShared, kPreconditioned, kMost>(matrix, Shape::kFull, n, used, store);
     sync_block();
     T q[C];
 #pragma unroll
@@ -389,7 +389,7 @@ __device__ __forceinline__ void krylov_block(const Problem& problem,
     sync_block();
     const unsigned on = slots_in(table, kStep) & used;
     if (kPreconditioned && on != 0) {
-      precondition<C, R>(rows, on, n, upper, lower, store, q);
+      precondition<C, R, kMost>(rows, on, n, upper, lower, store, q);
 #pragma unroll
       for (int s = 0; s < C; ++s) value[s] = has(on, s) ? rows.r[s] * q[s] : T(0);
       combine_lanes(value, Add(), store.scratch);

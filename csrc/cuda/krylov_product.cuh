@@ -47,12 +47,14 @@ enum class Shape { kFull, kUpper, kLower };  // kUpper: c <= i, kLower: c >= i
 template <class T, int R, bool kShared>
 constexpr int kPackOf = !kShared ? 1 : R < 16 / int(sizeof(T)) ? R : 16 / int(sizeof(T));
 
-// Columns whose loads are in flight together: as many as leave no spills.
-template <class T, int W, bool kShared, bool kPreconditioned>
+// Columns whose loads are in flight together: as many as leave no spills in blocks of kMost threads.
+template <class T, int W, bool kShared, bool kPreconditioned, int kMost>
 constexpr int kAheadOf = W == 1 ? 8
-                         : kShared ? 4
-                         : (W == 4 && sizeof(T) == 8) || (kPreconditioned && sizeof(T) == 4) ? 1
-                                                                                            : 2;
+                         : kShared || (kMost <= 256 && sizeof(T) == 4) ? 4
+                         : kMost <= 256 ? 2
+                         : W == 4 && sizeof(T) == 8 ? 1
+                         : kPreconditioned && sizeof(T) == 4 ? 1
+                                                             : 2;
 
 // sum[r][w] += M[c][row r] v[c * W + w] for c from first to last; load(a) fetches the next column's
 // entries of the lane's R rows.
