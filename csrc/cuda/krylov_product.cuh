@@ -12,7 +12,7 @@
 // Where it synchronises: only in shuffles; callers put a barrier between the writing of `vectors`,
 // the product and the reading of `partial`.
 // The bits: the sum of a row runs over the columns of a group in order, then over the groups in
-// order. Groups depend on n alone; neither W, nor the place w of a vector, nor where M lies matters.
+// order. Groups depend on n alone; W, the place w of a vector and where M lies do not matter.
 // Considered and rejected: fp64 matrix units (8 systems x 8 rows x 4 columns fit; but from n = 256
 // on the matrix comes from L2, which bounds the product at 8 bytes per 8 multiply-adds already),
 // 16 vectors (64 more registers of sums: spills at 512 threads), M in registers (n <= 128 only).
@@ -47,7 +47,7 @@ enum class Shape { kFull, kUpper, kLower };  // kUpper: c <= i, kLower: c >= i
 template <class T, int R, bool kShared>
 constexpr int kPackOf = !kShared ? 1 : R < 16 / int(sizeof(T)) ? R : 16 / int(sizeof(T));
 
-// Columns whose loads are in flight together: as many as leave no spills in blocks of kMost threads.
+// Columns whose loads are in flight together: as many as do not spill in blocks of kMost threads.
 template <class T, int W, bool kShared, bool kPreconditioned, int kMost>
 constexpr int kAheadOf = W == 1 ? 8
                          : kShared || (kMost <= 256 && sizeof(T) == 4) ? 4
