@@ -58,7 +58,7 @@ struct DenseColumns {
 
 // Task t: the columns t % parts, t % parts + parts, ... of batch entry t / parts.
 template <class T, int C, int R, bool kStaged>
-__global__ void __launch_bounds__(R < 4 ? kWarp * R : kStaged ? kStagedOrder : kKrylovOrder, 1)
+__global__ void __launch_bounds__(most_threads(R, kStaged ? kStagedOrder : kKrylovOrder), 1)
     cg_kernel(CgArgs<T> args, int64_t parts) {
   const int n = static_cast<int>(args.n);
   const int row = static_cast<int>(staged_row<T>(n));
@@ -70,7 +70,8 @@ __global__ void __launch_bounds__(R < 4 ? kWarp * R : kStaged ? kStagedOrder : k
     sync_block();
     const MatrixView<T> near{store.matrix, row, 1};
     const T* none = nullptr;
-    krylov_block<C, R, kStaged, false>(columns, kStaged ? near : A, none, none, store);
+    constexpr int kMost = kStaged ? kStagedOrder : kKrylovOrder;
+    krylov_block<C, R, kStaged, false, kMost>(columns, kStaged ? near : A, none, none, store);
   }
 }
 

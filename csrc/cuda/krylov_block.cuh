@@ -25,122 +25,9 @@
 // be indexed; only their places in `vectors` move).
 #pragma once
 
-#include "krylov_product.cuh"
+#include "krylov_slots.cuh"
 
 namespace backmatch::cuda {
-
-enum Phase : int32_t { kVacant, kEmpty, kLoad, kResidual, kStep, kDone };
-
-// What lane s alone reads and writes of slot s.
-template <class T>
-struct Slot {
-  int64_t taken;  // systems of the queue so far, the same in all slots
-  int64_t steps;
-  T norm, target, rho, distance;
-  bool fresh;     // distance is that of the recomputed residual
-  bool stalled;   // a step was refused: after the residual it is over
-  bool stepping;  // this round takes a step
-};
-
-template <class T, int C>
-struct alignas(16) SlotTable {
-  int64_t system[C];
-  T factor[C];  // alpha or beta
-  T scale[C], damping[C];
-  int32_t phase[C];
-  Slot<T> slot[C];
-};
-
-// The rows of one thread; x[s * block_threads()] is its row of x, in shared memory.
-template <class T, int C>
-struct SlotRows {
-  T r[C], p[C];
-  T* x;
-};
-
-template <class T, int C>
-struct KrylovStore {
-  SlotTable<T, C>* table;
-  T *vectors, *partial, *x, *matrix, *scratch;
-};
-
-// The queue: systems first, first + stride, ... before end.
-struct Queue {
-  int64_t first, stride, end;
-};
-
-template <class T, int C>
-__host__ __device__ __forceinline__ constexpr int64_t krylov_bytes(int64_t threads, int64_t groups,
-                                                                   int64_t matrix) {
-  return int64_t(sizeof(SlotTable<T, C>)) +
-         int64_t(sizeof(T)) * (threads * C * (2 + groups) + matrix + threads / kWarp * C);
-}
-
-// `matrix`: elements of the matrix in shared memory, a multiple of 16 bytes.
-template <class T, int C>
-__device__ __forceinline__ KrylovStore<T, C> krylov_store(int groups, int64_t matrix) {
-  unsigned char* shared = shared_memory();
-  T* vectors = reinterpret_cast<T*>(shared + sizeof(SlotTable<T, C>));
-  T* partial = vectors + block_threads() * C;
-  T* x = partial + block_threads() * C * groups;
-  T* staged = x + block_threads() * C;
-  return {reinterpret_cast<SlotTable<T, C>*>(shared), vectors, partial, x, staged, staged + matrix};
-}
-
-__device__ __forceinline__ bool has(unsigned slots, int s) { return (slots >> s & 1) != 0; }
-
-template <class T, int C>
-__device__ __forceinline__ unsigned slots_in(const SlotTable<T, C>& table, Phase phase) {
-  unsigned slots = 0;
-#pragma unroll
-  for (int s = 0; s < C; ++s) slots |= unsigned(table.phase[s] == phase) << s;
-  return slots;
-}
-
-// The place of a slot among the vectors: those in use first.
-__device__ __forceinline__ int place_of(unsigned used, int s) {
-  const unsigned before = (1u << s) - 1;
-  return has(used, s) ? count_bits(used & before) : count_bits(used) + count_bits(~used & before);
-}
-
-template <int C>
-__device__ __forceinline__ int width_of(unsigned used) {
-  return C > 4 && count_bits(used) <= 4 ? 4 : C;
-}
-
-template <class T, int C>
-__device__ __forceinline__ void publish(const T (&value)[C], unsigned used, int n, T* vectors) {
-  const int row = thread_index(), width = width_of<C>(used);
-  if (row >= n) return;
-#pragma unroll
-  for (int s = 0; s < C; ++s) {
-    const int place = place_of(used, s);
-    if (place < width) vectors[row * width + place] = has(used, s) ? value[s] : T(0);
-  }
-}
-
-template <int C, int R, bool kShared, bool kPreconditioned, class T>
-__device__ __forceinline__ void multiply_slots(const MatrixView<T>& M, Shape shape, int n,
-                                               unsigned used, const KrylovStore<T, C>& store) {
-  if (C > 4 && width_of<C>(used) == 4) {
-    constexpr int kAhead = kAheadOf<T, 4, kShared, kPreconditioned>;
-    multiply<4, R, kShared, kAhead>(M, shape, n, store.vectors, store.partial);
-  } else {
-    constexpr int kAhead = kAheadOf<T, C, kShared, kPreconditioned>;
-    multiply<C, R, kShared, kAhead>(M, shape, n, store.vectors, store.partial);
-  }
-}
-
-// Row t of the product with slot s.
-template <int R, class T, int C>
-__device__ __forceinline__ T product_of(const KrylovStore<T, C>& store, unsigned used, int s) {
-  const int width = width_of<C>(used);
-  const T* at = store.partial + place_of(used, s) * block_threads() + thread_index();
-  T sum = at[0];
-#pragma unroll
-  for (int g = 1; g < R; ++g) sum += at[g * width * block_threads()];
-  return sum;
-}
 
 // The power of two next below the largest entry; 1 where there is no such number. Dividing by it is
 // exact and keeps the squared norms of tiny and huge right-hand sides in range.
@@ -293,27 +180,29 @@ __device__ __forceinline__ void decide_next(const Problem& problem, T square, in
 }
 
 // z = L^-T L^-1 r of the slots that step on, into `z`.
-template <int C, int R, class T>
+template <int C, int R, int kMost, class T>
 __device__ __forceinline__ void precondition(const SlotRows<T, C>& rows, unsigned used, int n,
                                              const T* upper, const T* lower,
                                              const KrylovStore<T, C>& store, T (&z)[C]) {
   publish(rows.r, used, n, store.vectors);
   sync_block();
-  multiply_slots<C, R, false, true>(MatrixView<T>{upper, n, 1}, Shape::kUpper, n, used, store);
+  const MatrixView<T> first{upper, n, 1}, second{lower, n, 1};
+  multiply_slots<C, R, false, true, kMost>(first, Shape::kUpper, n, used, store);
   sync_block();
 #pragma unroll
   for (int s = 0; s < C; ++s) z[s] = has(used, s) ? product_of<R>(store, used, s) : T(0);
   publish(z, used, n, store.vectors);
   sync_block();
-  multiply_slots<C, R, false, true>(MatrixView<T>{lower, n, 1}, Shape::kLower, n, used, store);
+  multiply_slots<C, R, false, true, kMost>(second, Shape::kLower, n, used, store);
   sync_block();
   const bool own = thread_index() < n;
 #pragma unroll
   for (int s = 0; s < C; ++s) z[s] = has(used, s) && own ? product_of<R>(store, used, s) : T(0);
 }
 
-// Solves the queue of a problem. `upper` and `lower`: L^-T and L^-1, (n, n) contiguous, of the preconditioner.
-template <int C, int R, bool kShared, bool kPreconditioned, class T, class Problem>
+// Solves the queue of a problem, in a block of at most kMost threads. `upper` and `lower`: L^-T and
+// L^-1, (n, n) contiguous, of the preconditioner.
+template <int C, int R, bool kShared, bool kPreconditioned, int kMost, class T, class Problem>
 __device__ __forceinline__ void krylov_block(const Problem& problem,
                                              const MatrixView<T>& matrix, const T* upper,
                                              const T* lower, const KrylovStore<T, C>& store) {
@@ -348,7 +237,7 @@ __device__ __forceinline__ void krylov_block(const Problem& problem,
     }
     publish(value, used, n, store.vectors);
     sync_block();
-    multiply_slots<C, R, kShared, kPreconditioned>(matrix, Shape::kFull, n, used, store);
+    multiply_slots<C, R, kShared, kPreconditioned, kMost>(matrix, Shape::kFull, n, used, store);
     sync_block();
     T q[C];
 #pragma unroll
@@ -389,7 +278,7 @@ __device__ __forceinline__ void krylov_block(const Problem& problem,
     sync_block();
     const unsigned on = slots_in(table, kStep) & used;
     if (kPreconditioned && on != 0) {
-      precondition<C, R>(rows, on, n, upper, lower, store, q);
+      precondition<C, R, kMost>(rows, on, n, upper, lower, store, q);
 #pragma unroll
       for (int s = 0; s < C; ++s) value[s] = has(on, s) ? rows.r[s] * q[s] : T(0);
       combine_lanes(value, Add(), store.scratch);

@@ -11,6 +11,8 @@ namespace backmatch::cuda {
 
 constexpr int kKrylovOrder = 512;  // largest order, and threads of a block
 constexpr int kStagedOrder = 256;  // likewise with the matrix in shared memory
+// Largest block of a kernel for R rows a lane and n <= order.
+constexpr int most_threads(int R, int order) { return R < 4 ? kWarp * R : order; }
 // Threads that share a multiprocessor at the registers these kernels take.
 constexpr int64_t kKrylovResidentThreads = 512;
 

@@ -12,7 +12,7 @@
 // Where it synchronises: only in shuffles; callers put a barrier between the writing of `vectors`,
 // the product and the reading of `partial`.
 // The bits: the sum of a row runs over the columns of a group in order, then over the groups in
-// order. Groups depend on n alone; neither W, nor the place w of a vector, nor where M lies matters.
+// order. Groups depend on n alone; W, the place w of a vector and where M lies do not matter.
 // Considered and rejected: fp64 matrix units (8 systems x 8 rows x 4 columns fit; but from n = 256
 // on the matrix comes from L2, which bounds the product at 8 bytes per 8 multiply-adds already),
 // 16 vectors (64 more registers of sums: spills at 512 threads), M in registers (n <= 128 only).
@@ -47,12 +47,36 @@ enum class Shape { kFull, kUpper, kLower };  // kUpper: c <= i, kLower: c >= i
 template <class T, int R, bool kShared>
 constexpr int kPackOf = !kShared ? 1 : R < 16 / int(sizeof(T)) ? R : 16 / int(sizeof(T));
 
-// Columns whose loads are in flight together: as many as leave no spills.
-template <class T, int W, bool kShared, bool kPreconditioned>
+// Columns whose loads are in flight together: as many as do not spill in blocks of kMost threads.
+template <class T, int W, bool kShared, bool kPreconditioned, int kMost>
 constexpr int kAheadOf = W == 1 ? 8
-                         : kShared ? 4
-                         : (W == 4 && sizeof(T) == 8) || (kPreconditioned && sizeof(T) == 4) ? 1
-                                                                                            : 2;
+                         : kShared || (kMost <= 256 && sizeof(T) == 4) ? 4
+                         : kMost <= 256 ? 2
+                         : W == 4 && sizeof(T) == 8 ? 1
+                         : kPreconditioned && sizeof(T) == 4 ? 1
+                                                             : 2;
+
+// sum[r][w] += M[c][row r] v[c * W + w] for c from first to last; load(a) fetches the next column's
+// entries of the lane's R rows.
+template <int W, int R, int kAhead, class T, class Load>
+__device__ __forceinline__ void accumulate(const T* vectors, int first, int last, const Load& load,
+                                           T (&sum)[R][W]) {
+  constexpr int kVectors = W * sizeof(T) < 16 ? W : 16 / sizeof(T);
+#pragma unroll kAhead
+  for (int c = first; c < last; ++c) {
+    T a[R];
+    load(a);
+#pragma unroll
+    for (int w = 0; w < W; w += kVectors) {
+      const auto v = vector_at<const Pack<T, kVectors>>(vectors + c * W + w);
+#pragma unroll
+      for (int e = 0; e < kVectors; ++e) {
+#pragma unroll
+        for (int r = 0; r < R; ++r) sum[r][w + e] += a[r] * v.v[e];
+      }
+    }
+  }
+}
 
 template <int W, int R, bool kShared, int kAhead, class T>
 __device__ __forceinline__ void multiply(const MatrixView<T>& M, Shape shape, int n,
@@ -68,35 +92,33 @@ __device__ __forceinline__ void multiply(const MatrixView<T>& M, Shape shape, in
   const int first = begin + group * share;
   const int last = first + share < end ? first + share : end;
 
-  // Rows past the end repeat the last pack; nobody reads their sums.
-  const int limit = (n + kPack - 1) / kPack * kPack - kPack;
-  const T* entry[kPacks];
-#pragma unroll
-  for (int j = 0; j < kPacks; ++j) {
-    const int i = base + (j * kWarp + lane) * kPack;
-    entry[j] = M.at + (i < limit ? i : limit) * M.col + first * M.row;
-  }
   T sum[R][W] = {};
-#pragma unroll kAhead
-  for (int c = first; c < last; ++c) {
-    T a[R];
+  if (!kShared && M.col == 1 && beyond <= n) {
+    // The usual case takes one pointer: half the instructions of the loop would be addresses.
+    const T* entry = M.at + first * M.row + base + lane;
+    accumulate<W, R, kAhead>(vectors, first, last, [&](T (&a)[R]) {
+#pragma unroll
+      for (int r = 0; r < R; ++r) a[r] = entry[r * kWarp];
+      entry += M.row;
+    }, sum);
+  } else {
+    // Rows past the end repeat the last pack; nobody reads their sums.
+    const int limit = (n + kPack - 1) / kPack * kPack - kPack;
+    const T* entry[kPacks];
 #pragma unroll
     for (int j = 0; j < kPacks; ++j) {
-      const Pack<T, kPack> pack = vector_at<const Pack<T, kPack>>(entry[j]);
-      entry[j] += M.row;
-#pragma unroll
-      for (int e = 0; e < kPack; ++e) a[j * kPack + e] = pack.v[e];
+      const int i = base + (j * kWarp + lane) * kPack;
+      entry[j] = M.at + (i < limit ? i : limit) * M.col + first * M.row;
     }
-    constexpr int kVectors = W * sizeof(T) < 16 ? W : 16 / sizeof(T);
+    accumulate<W, R, kAhead>(vectors, first, last, [&](T (&a)[R]) {
 #pragma unroll
-    for (int w = 0; w < W; w += kVectors) {
-      const auto v = vector_at<const Pack<T, kVectors>>(vectors + c * W + w);
+      for (int j = 0; j < kPacks; ++j) {
+        const Pack<T, kPack> pack = vector_at<const Pack<T, kPack>>(entry[j]);
+        entry[j] += M.row;
 #pragma unroll
-      for (int e = 0; e < kVectors; ++e) {
-#pragma unroll
-        for (int r = 0; r < R; ++r) sum[r][w + e] += a[r] * v.v[e];
+        for (int e = 0; e < kPack; ++e) a[j * kPack + e] = pack.v[e];
       }
-    }
+    }, sum);
   }
 #pragma unroll
   for (int w = 0; w < W; ++w) {

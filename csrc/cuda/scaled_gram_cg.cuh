@@ -12,7 +12,7 @@
 // Limits: n <= 512 in float, 256 in double, so that K has at most 1 MB. Beyond, one multiprocessor
 // reads K no faster than the library multiplies all systems by it: see backmatch/linalg.
 // Estimated from the instruction count, batch 512, 132 multiprocessors, microseconds a step in
-// float / double: n = 128 0.8 / 1.7, n = 256 3.5 / 6, n = 512 11 / -. A product by the library and
+// float / double: n = 128 0.9 / 1.3, n = 256 4.3 / 6.5, n = 512 14 / -. A product by the library and
 // a fused step take five launches, 10 to 20 microseconds at any of these sizes.
 // Considered and rejected: 16 slots in float (spills at n = 512), K in shared memory half by half
 // (as many bytes from L2), clusters that share K (no twin on the host).
@@ -60,8 +60,8 @@ struct FamilySystems {
 template <class T>
 constexpr int kFamilyOrder = sizeof(T) == 4 ? kKrylovOrder : kKrylovOrder / 2;
 
-template <class T, int C, int R, bool kStaged, bool kPreconditioned>
-__global__ void __launch_bounds__(R < 4 ? kWarp * R : kStaged ? kStagedOrder : kFamilyOrder<T>, 1)
+template <class T, int C, int R, bool kStaged, bool kPreconditioned, int kMost = kStagedOrder>
+__global__ void __launch_bounds__(most_threads(R, kMost), 1)
     scaled_gram_cg_kernel(ScaledGramCgArgs<T> args) {
   const int n = static_cast<int>(args.n);
   const int row = static_cast<int>(staged_row<T>(n));
@@ -70,7 +70,7 @@ __global__ void __launch_bounds__(R < 4 ? kWarp * R : kStaged ? kStagedOrder : k
   if (kStaged) stage(K, n, row, store.matrix);
   const FamilySystems<T> systems{args};
   const MatrixView<T> near{store.matrix, row, 1};
-  krylov_block<C, R, kStaged, kPreconditioned>(systems, kStaged ? near : K, args.upper,
+  krylov_block<C, R, kStaged, kPreconditioned, kMost>(systems, kStaged ? near : K, args.upper,
                                                args.lower, store);
 }
 
@@ -91,7 +91,13 @@ void launch_scaled_gram_cg_slots(const ScaledGramCgArgs<T>& args, const DeviceLi
     return launch<scaled_gram_cg_kernel<T, C, 4, true, kPreconditioned>>(shape, stream, args);
   }
   if constexpr (C == 8) {
-    launch<scaled_gram_cg_kernel<T, 8, 4, false, kPreconditioned>>(shape, stream, args);
+    if (args.n <= kStagedOrder) {
+      return launch<scaled_gram_cg_kernel<T, 8, 4, false, kPreconditioned>>(shape, stream, args);
+    }
+    if constexpr (kFamilyOrder<T> > kStagedOrder) {
+      launch<scaled_gram_cg_kernel<T, 8, 4, false, kPreconditioned, kFamilyOrder<T>>>(
+          shape, stream, args);
+    }
   }
 }
 
