@@ -1,24 +1,20 @@
 // X_j = D_j y_j with (D_j K D_j + damping_j I) y_j = R_j: many systems, one K for all.
 //
 // K is read from cache and scaled, damped, factored and solved in place: no matrix of a system is
-// ever formed in main memory while it fits on chip. Two kernels, chosen by n alone:
-//  - n <= 32, scaled_gram_solve_lanes_kernel: 8, 16 or 32 lanes a system, in registers
-//    (lane_cholesky.cuh). A row with D == 0 becomes a row of the identity, which costs nothing here
-//    and keeps pivot numbers as they are; K is not used there, so not even a NaN gets in.
-//  - n > 32, scaled_gram_solve_panels_kernel: one block a system (panel_cholesky.cuh). Rows with
+// ever formed in main memory while it fits on chip. Kernels chosen by n alone:
+//  - n <= 64, one thread or a group of lanes a system, in registers (scaled_gram_small.cuh).
+//  - n > 64, scaled_gram_solve_panels_kernel: one block a system (panel_cholesky.cuh). Rows with
 //    D == 0 are squeezed out first, so that a system with half its rows active costs an eighth.
 //    Where the rest fits it is solved in shared memory, else in the block's slot of the workspace;
 //    that is decided per system and never shows in the result.
-// Who owns what: a system belongs to one lane group or block, which alone writes its X and info;
-// K, D, R and damping are only read. Warp 0 lists the active rows in order (a ballot a 32 rows: the
-// list has one writer, is the same in every run, and takes n / 32 steps of the n^3 / 3).
+// Who owns what: a system belongs to one thread, lane group or block, which alone writes its X and
+// info; K, D, R and damping are only read. Warp 0 lists the active rows in order (a ballot a 32
+// rows: the list has one writer, is the same in every run, and takes n / 32 steps of the n^3 / 3).
 // Where it synchronises: the two headers say; here a barrier after the count, after the list, after
 // the load, and before the shared store is used for the next system. No atomics.
 // Considered and rejected: a prefix sum by the whole block (more barriers than it saves steps up to
-// n = 1024), masking without squeezing for n > 32 (eight times the work at half activity), a copy
-// of K in shared memory that all systems use (takes the room of the factor; K is in L2), striding
-// over the batch in the lane kernels (the compiler keeps what does not change in registers: 255 of
-// them and spills at n = 32 in double, without the loop 118).
+// n = 1024), masking without squeezing (eight times the work at half activity), a copy
+// of K in shared memory that all systems use (takes the room of the factor; K is in L2).
 #pragma once
 
 #include "../kernels.h"
