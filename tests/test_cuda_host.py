@@ -80,7 +80,7 @@ def test_empty_batch_and_order_zero(cuda, dtype, n):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("n", [2, 5, 8, 12, 16, 24, 32, 36, 48, 64])
 def test_wide_loads_and_single_ones_give_the_same_bits(cuda, dtype, n):
-    """Matrices that begin at a multiple of 16 bytes, one element further, rows apart, columns apart."""
+    """Aligned matrices, the same one element further, rows apart, columns apart."""
     rng = np.random.default_rng(n)
     batch = 33 if n <= 8 else 9
     A, damping = spd_matrices(rng, batch, n, dtype), rng.uniform(0, 1, batch).astype(dtype)

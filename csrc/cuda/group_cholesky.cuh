@@ -3,8 +3,8 @@
 // Who owns what: lane (p, q) holds the entries of rows a P + p and columns b Q + q in registers,
 // only those slots (a, b) that reach the lower triangle; 32 / (P Q) systems share a warp. P is Q or
 // 2 Q. A column is exchanged through the system's slab of shared memory: its owners write it, every
-// lane reads the P-th part that meets its rows and the Q-th part that meets its columns, 16 bytes at
-// a time, and each number read serves as many multiply-adds as the lane has slots the other way.
+// lane reads the part that meets its rows and the part that meets its columns, 16 bytes at a time,
+// and each number read serves as many multiply-adds as the lane has slots the other way.
 // Right-hand side q belongs to the lanes of column q (Q of them pass at once), entry a P + p each.
 //
 // L D L^T: column j is left as it is at its turn, C = L D, and 1 / D is kept beside it. The pivots,
@@ -14,20 +14,21 @@
 //
 // A system of order n occupies the last rows of the frame of N, and the loops start at its first
 // block of columns: work is that of order n, whatever N. Between the start and a system's own first
-// row, and behind its last, rows of the identity stay exact (0 * 0 is subtracted). Entries right of the
-// diagonal start as zeros, which they stay unless a pivot is bad; they reach nothing left of it.
+// row, and behind its last, rows of the identity stay exact (0 * 0 is subtracted). Entries right of
+// the diagonal start as zeros, and stay zeros unless a pivot is bad.
 //
 // Where it synchronises: one sync_warp a column. The two buffers alternate: who writes column j has
-// passed the barrier of column j - 1, and so all reads of column j - 2, the buffer's last, are over.
+// passed the barrier of column j - 1, so all reads of column j - 2, the buffer's last, are over.
 // The diagonal tiles, 1 / D and z are written in the forward pass and read after the barrier that
-// ends it. All lanes of a warp take every branch that holds a barrier or a shuffle together.
+// the caller puts behind it. All lanes of a warp take every branch that holds a barrier or a
+// shuffle together.
 //
-// Considered and rejected (multiply-adds, exchanges per lane at n = 64, one system): a row a lane
-// (32 lanes x 2 rows: 2,500 and 2,016 shuffles; a shuffle serves two multiply-adds at most, and an SM
-// shuffles one warp a clock); Cholesky instead of L D L^T (a root more a column, some 12
-// instructions); panels of Q columns at once (half the barriers, but every lane repeats the panel's
-// own elimination: half as many multiply-adds again at Q = 4); unrolling the columns of a block
-// (100 KB of code at N = 64: more than the instruction caches hold).
+// Considered and rejected: a row a lane (at n = 64, 32 lanes x 2 rows: 2,500 multiply-adds and
+// 2,016 shuffles a lane; an SM shuffles one warp a clock, while it multiplies four), Cholesky (a
+// root more a column, some 12 instructions), panels of Q columns at once (half the barriers, but
+// every lane repeats the panel's own elimination: half as many multiply-adds again at Q = 4), the
+// columns of a block unrolled (10 instructions of some 90 less a column, for twice the code and up to 50 more
+// registers).
 #pragma once
 
 #include "lane_cholesky.cuh"
@@ -42,6 +43,7 @@ struct alignas(W * sizeof(T)) Pack {
 
 constexpr int kSmallOrder = 64;   // largest order that threads and groups take
 constexpr int kAccessBytes = 16;  // the widest access there is
+constexpr int kInFlight = 8;      // loads a lane issues before it waits for the first
 
 template <class T>
 constexpr int kPackSize = kAccessBytes / static_cast<int>(sizeof(T));

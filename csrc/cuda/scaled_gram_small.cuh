@@ -1,17 +1,18 @@
-// scaled_gram_solve for n <= 64: one thread a system up to n = 8 (thread_cholesky.cuh), a group of 4
-// to 32 lanes above (group_cholesky.cuh). K's lower triangle is copied to shared memory once a block
-// and gathered from there: no matrix of a system is formed anywhere but in registers.
+// scaled_gram_solve for n <= 64: one thread a system up to n = 8 (thread_cholesky.cuh), a group of
+// 4 to 32 lanes above (group_cholesky.cuh). K's lower triangle is copied to shared memory once a
+// block and gathered from there: no matrix of a system is formed anywhere but in registers.
 //
 // n <= 8: a row with D == 0 becomes a row of the identity.
 // 9 <= n <= 64: the active rows of a system are squeezed to the end of the group's frame, and the
 // loops start where the fullest system of the warp starts: with half the rows active an eighth of
-// the multiply-adds is left. Rows of the frame before a system's own first are rows of the identity,
-// which stay exact, so that a system's bits do not depend on its neighbours. Their entries come from
-// a row and a column of zeros that border K, times a slope of 0.
+// the multiply-adds is left. Rows of the frame before a system's own first are rows of the
+// identity, which stay exact, so that a system's bits do not depend on its neighbours. Their
+// entries come from a row and a column of zeros that border K, times a slope of 0.
 // Who owns what: a warp lists the active rows of its systems, lane i of it row i (two ballots where
 // n > 32), and writes X of its own systems in order of rows; a group owns its list and slab.
-// Where it synchronises: one sync_block, between K and the lists and their readers; sync_warp before
-// the back substitution and before X is read from shared memory, besides those of group_cholesky.cuh.
+// Where it synchronises: one sync_block, between K and the lists and their readers; sync_warp
+// before the back substitution and before X is read from shared memory, besides those of
+// group_cholesky.cuh.
 // Considered and rejected: K from the cache (a gather of 16 rows a load: as many sectors as from
 // shared memory, at a fraction of its rate), threads or groups by the number of active rows (a
 // system's bits would depend on how it is dispatched, and warps would diverge).
@@ -22,7 +23,7 @@
 
 namespace backmatch::cuda {
 
-// ---- n <= 8 --------------------------------------------------------------------------------------
+// ---- n <= 8 -------------------------------------------------------------------------------------
 
 template <class T, int N>
 __global__ void __launch_bounds__(kWarp) scaled_gram_thread_kernel(ScaledGramArgs<T> args) {
@@ -81,7 +82,7 @@ __global__ void __launch_bounds__(kWarp) scaled_gram_thread_kernel(ScaledGramArg
   }
 }
 
-// ---- 9 <= n <= 64 --------------------------------------------------------------------------------
+// ---- 9 <= n <= 64 -------------------------------------------------------------------------------
 
 // The shared memory of a block: K with its border, then for each warp the slabs, slopes and row
 // numbers of its systems, which rows are active, and whether the solution failed.
@@ -295,7 +296,7 @@ __global__ void __launch_bounds__(GramShared<Group<T, P, Q, N>>::kWarps * kWarp)
   store_solutions<G>(args, system, live, memory);
 }
 
-// ---- launch --------------------------------------------------------------------------------------
+// ---- launch -------------------------------------------------------------------------------------
 
 template <class T, int P, int Q, int N>
 void launch_scaled_gram_group(const ScaledGramArgs<T>& args, void* stream) {
@@ -325,8 +326,9 @@ void launch_scaled_gram_small(const ScaledGramArgs<T>& args, void* stream) {
     if (n <= 48) return launch_scaled_gram_group<T, 4, 2, 48>(args, stream);
     return launch_scaled_gram_group<T, 4, 4, 64>(args, stream);
   } else {
+    if (n <= 24) return launch_scaled_gram_group<T, 2, 2, 24>(args, stream);
     if (n <= 32) return launch_scaled_gram_group<T, 4, 2, 32>(args, stream);
-    if (n <= 48) return launch_scaled_gram_group<T, 8, 4, 48>(args, stream);
+    if (n <= 48) return launch_scaled_gram_group<T, 4, 4, 48>(args, stream);
     return launch_scaled_gram_group<T, 8, 4, 64>(args, stream);
   }
 }

@@ -1,28 +1,24 @@
 // X_j = D_j y_j with (D_j K D_j + damping_j I) y_j = R_j: many systems, one K for all.
 //
 // K is read from cache and scaled, damped, factored and solved in place: no matrix of a system is
-// ever formed in main memory while it fits on chip. Two kernels, chosen by n alone:
-//  - n <= 32, scaled_gram_solve_lanes_kernel: 8, 16 or 32 lanes a system, in registers
-//    (lane_cholesky.cuh). A row with D == 0 becomes a row of the identity, which costs nothing here
-//    and keeps pivot numbers as they are; K is not used there, so not even a NaN gets in.
-//  - n > 32: one block a system. Rows with D == 0 are squeezed out first, so that a system with half
+// ever formed in main memory while it fits on chip. Kernels chosen by n alone:
+//  - n <= 64, one thread or a group of lanes a system, in registers (scaled_gram_small.cuh).
+//  - n > 64: one block a system. Rows with D == 0 are squeezed out first, so that a system with half
 //    its rows active costs an eighth. Where the rest fits on chip it is solved there
 //    (scaled_gram_solve_panels_kernel, panel_cholesky.cuh), else in the block's slot of the
 //    workspace (scaled_gram_solve_staged_kernel, panel_stage.cuh). Which launch takes a system is
 //    decided by the number of its active rows and never shows in the result: the launches differ
 //    in threads and shared memory only, and each passes over the systems of the others.
-// Who owns what: a system belongs to one lane group or block, which alone writes its X and info;
-// K, D, R and damping are only read. Each warp counts the active rows of one system of a group, warp
+// Who owns what: a system belongs to one thread, lane group or block, which alone writes its X and
+// info; K, D, R and damping are only read. Each warp counts the active rows of one system of a group, warp
 // 0 lists those of the system to solve in order (a ballot a 32 rows: the list has one writer, is the
 // same in every run, and takes n / 32 steps of the n^3 / 3).
 // Where it synchronises: the headers say; here a barrier after the counts, after the list, after
 // the load, before the shared store is used for the next system, and before the next counts. No
 // atomics.
 // Considered and rejected: a prefix sum by the whole block (more barriers than it saves steps up to
-// n = 1024), masking without squeezing for n > 32 (eight times the work at half activity), a copy
-// of K in shared memory that all systems use (takes the room of the factor; K is in L2), striding
-// over the batch in the lane kernels (the compiler keeps what does not change in registers: 255 of
-// them and spills at n = 32 in double, without the loop 118), one launch with room for n rows (one
+// n = 1024), masking without squeezing (eight times the work at half activity), a copy
+// of K in shared memory that all systems use (takes the room of the factor; K is in L2), one launch with room for n rows (one
 // block a multiprocessor at n = 256, where half-active systems leave room for five).
 #pragma once
 

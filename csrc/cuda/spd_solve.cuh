@@ -1,20 +1,18 @@
 // (A_j + damping_j I) X_j = B_j for a batch of symmetric positive definite A_j.
 //
-// Two kernels, chosen by n alone so that a system's bits depend on nothing else:
-//  - n <= 32, spd_solve_lanes_kernel: 8, 16 or 32 lanes a system, all in registers, no barrier
-//    (lane_cholesky.cuh). Right-hand sides pass one after another through the same lanes.
-//  - n > 32, spd_solve_panels_kernel: one block a system, the factor in shared memory
+// Kernels chosen by n alone so that a system's bits depend on nothing else:
+//  - n <= 64, one thread or a group of lanes a system, all in registers (spd_solve_small.cuh).
+//  - n > 64, spd_solve_panels_kernel: one block a system, the factor in shared memory
 //    (panel_cholesky.cuh); where it does not fit, spd_solve_staged_kernel, the factor in the block's
 //    slot of the workspace (panel_stage.cuh). Right-hand sides pass in groups of up to 32; the
 //    first group rides along with the factorisation. A is read along whichever direction is
 //    contiguous, rows in vectors where they are aligned.
-// Who owns what: a system belongs to one lane group or block, which alone writes its X and info.
+// Who owns what: a system belongs to one thread, lane group or block, which alone writes its X and
+// info.
 // Panel blocks stride over the batch, so any grid does for any batch. A, damping, B are only read.
 // Where it synchronises: see the two headers; here a barrier after each load of shared data and
 // one between two systems. No atomics, nothing between blocks.
-// Considered and rejected: striding over the batch in the lane kernels too (the compiler keeps
-// addresses across systems: 166 registers instead of 118 at n = 32 in double, and spills in
-// scaled_gram_solve), pointer arrays (a strided batch needs none), one kernel a right-hand
+// Considered and rejected: pointer arrays (a strided batch needs none), one kernel a right-hand
 // side group (factors again), a fallback to a library for large n (every n works here, and the
 // caller is free to hand large systems to a library by n).
 #pragma once

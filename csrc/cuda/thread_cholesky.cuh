@@ -1,9 +1,9 @@
-// L D L^T factorisation and solve of one system of order N <= 8 by one thread, in registers, and the
-// slab of shared memory through which a warp moves what its 32 systems read and write.
+// L D L^T factorisation and solve of one system of order N <= 8 by one thread, in registers, and
+// the slab of shared memory through which a warp moves what its 32 systems read and write.
 //
 // Who owns what: thread l of a warp holds system l's lower triangle and right-hand side. In global
-// memory neighbouring lanes touch neighbouring elements of the slab's 32 systems; in the slab system
-// l's elements follow each other at l * kThreadStride, an odd stride, so that 32 threads that read
+// memory neighbouring lanes touch neighbouring elements of the 32 systems; in the slab system l's
+// elements follow each other at l * kThreadStride, an odd stride, so that 32 threads that read
 // one element each of their own system read 32 banks.
 // Where it synchronises: the caller puts a sync_warp between filling the slab and reading it, and
 // between reading it and filling it again. The arithmetic needs none.
@@ -21,8 +21,6 @@ namespace backmatch::cuda {
 constexpr int kThreadOrder = 8;    // largest order that a thread takes alone
 constexpr int kThreadColumns = 8;  // right-hand sides that pass through the slab at once
 constexpr int kThreadStride = kThreadOrder * kThreadColumns + 1;
-
-constexpr int kInFlight = 8;  // loads a lane issues before it waits for the first
 
 // slab[s * kThreadStride + i] = element(s, i) for the i < Count of 32 systems, lanes side by side
 // along i, then s. The outer loop is rolled: its addresses would fill the registers.
