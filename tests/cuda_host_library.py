@@ -99,20 +99,25 @@ def _run(command: list[str]) -> None:
 
 
 class Guarded:
-    """An array of given strides in its own memory, every byte around its elements poisoned."""
+    """An array of given strides in its own memory, every byte around its elements poisoned.
 
-    def __init__(self, shape: tuple[int, ...], strides: tuple[int, ...], dtype: np.dtype) -> None:
+    Its address is ``shift`` beyond a multiple of 16.
+    """
+
+    def __init__(
+        self, shape: tuple[int, ...], strides: tuple[int, ...], dtype: np.dtype, shift: int = 0
+    ) -> None:
         empty = 0 in shape
         reach = sum((size - 1) * step for size, step in zip(shape, strides, strict=True))
         self.extent = 0 if empty else reach + dtype.itemsize
-        self._memory = np.full(self.extent + 2 * GUARD_BYTES + 16, 0xFF, np.uint8)
-        start = GUARD_BYTES + -(self._memory.ctypes.data + GUARD_BYTES) % 16
+        self._memory = np.full(self.extent + 2 * GUARD_BYTES + 32, 0xFF, np.uint8)
+        start = GUARD_BYTES + -(self._memory.ctypes.data + GUARD_BYTES) % 16 + shift
         self.array = np.ndarray(shape, dtype, self._memory.data, start, strides)
         self.address = self._memory.ctypes.data + start
 
     @classmethod
     def copy_of(cls, view: np.ndarray) -> Guarded:
-        guarded = cls(view.shape, view.strides, view.dtype)
+        guarded = cls(view.shape, view.strides, view.dtype, view.ctypes.data % 16)
         guarded.array[...] = view
         return guarded
 
