@@ -16,7 +16,7 @@ def cuda(request: pytest.FixtureRequest) -> CudaHost:
     return CudaHost(build(request.config.cache.mkdir("cuda_host")))
 
 
-BARRIER = re.compile(r"\bsync_(block|warp)\(\);")
+BARRIER = re.compile(r"\b(sync_(block|warp)|wait_for_copies)\(\);")
 FAULTS = [
     "",
     "race|uninitialised",
@@ -50,7 +50,7 @@ def test_product_of_the_matrix_units(cuda):
 
 
 def barriers() -> list[tuple[str, int]]:
-    """Every barrier of the kernels: file and line, counted from 0."""
+    """Every barrier and wait of the kernels: file and line, counted from 0."""
     return [
         (path.name, number)
         for path in sorted(KERNELS.glob("*.cuh"))
