@@ -92,7 +92,7 @@ def same_on_both_devices(solve: Callable[..., tuple], *arguments: torch.Tensor, 
 
 @needs_gpu
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("n", [1, 7, 8, 9, 16, 17, 31, 32, 33, 48, 64, 65, 129, 256, 400, 513])
+@pytest.mark.parametrize("n", [1, 7, 8, 9, 16, 17, 31, 32, 33, 48, 64, 65, 97, 129, 200, 256, 321, 400, 512, 513])
 def test_spd_solve_on_the_gpu(dtype: torch.dtype, n: int) -> None:
     generator = torch.Generator().manual_seed(n)
     factor = torch.randn(20, n, n + 4, generator=generator, dtype=dtype)
@@ -107,7 +107,7 @@ def test_spd_solve_on_the_gpu(dtype: torch.dtype, n: int) -> None:
 
 @needs_gpu
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("n", [1, 7, 8, 9, 16, 17, 31, 32, 33, 48, 64, 65, 129, 256, 400, 513])
+@pytest.mark.parametrize("n", [1, 7, 8, 9, 16, 17, 31, 32, 33, 48, 64, 65, 97, 129, 200, 256, 321, 400, 512, 513])
 def test_scaled_gram_solve_on_the_gpu(dtype: torch.dtype, n: int) -> None:
     generator = torch.Generator().manual_seed(n)
     factor = torch.randn(n, n + 4, generator=generator, dtype=dtype)
