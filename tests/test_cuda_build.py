@@ -22,6 +22,7 @@ needs_gpu = pytest.mark.skipif(
     reason="no GPU, or torch or backmatch built without CUDA; test_cuda_host runs the same kernels",
 )
 DTYPES = [torch.float32, torch.float64]
+SIZES = [1, 7, 8, 9, 16, 17, 31, 32, 33, 48, 64, 65, 97, 129, 200, 256, 321, 400, 512, 513]
 
 
 # ---- nvcc ----------------------------------------------------------------------------------------
@@ -92,7 +93,7 @@ def same_on_both_devices(solve: Callable[..., tuple], *arguments: torch.Tensor, 
 
 @needs_gpu
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("n", [1, 7, 8, 9, 16, 17, 31, 32, 33, 48, 64, 65, 97, 129, 200, 256, 321, 400, 512, 513])
+@pytest.mark.parametrize("n", SIZES)
 def test_spd_solve_on_the_gpu(dtype: torch.dtype, n: int) -> None:
     generator = torch.Generator().manual_seed(n)
     factor = torch.randn(20, n, n + 4, generator=generator, dtype=dtype)
@@ -107,7 +108,7 @@ def test_spd_solve_on_the_gpu(dtype: torch.dtype, n: int) -> None:
 
 @needs_gpu
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("n", [1, 7, 8, 9, 16, 17, 31, 32, 33, 48, 64, 65, 97, 129, 200, 256, 321, 400, 512, 513])
+@pytest.mark.parametrize("n", SIZES)
 def test_scaled_gram_solve_on_the_gpu(dtype: torch.dtype, n: int) -> None:
     generator = torch.Generator().manual_seed(n)
     factor = torch.randn(n, n + 4, generator=generator, dtype=dtype)
