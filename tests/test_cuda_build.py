@@ -22,7 +22,31 @@ needs_gpu = pytest.mark.skipif(
     reason="no GPU, or torch or backmatch built without CUDA; test_cuda_host runs the same kernels",
 )
 DTYPES = [torch.float32, torch.float64]
-GPU_SIZES = [1, 7, 8, 9, 16, 17, 24, 25, 32, 33, 40, 48, 49, 64, 65, 129, 256, 400, 513]
+GPU_SIZES = [
+    1,
+    7,
+    8,
+    9,
+    16,
+    17,
+    24,
+    25,
+    32,
+    33,
+    40,
+    48,
+    49,
+    64,
+    65,
+    97,
+    129,
+    200,
+    256,
+    321,
+    400,
+    512,
+    513,
+]
 
 
 # ---- nvcc ----------------------------------------------------------------------------------------

@@ -16,15 +16,15 @@
 // The order of the sums of an entry (tile columns in turn) is the same whoever does them, so the
 // result depends neither on the number of threads nor on where the store lies.
 //
-// What binds (estimated from the instruction count, cycles per tile column): warp 0 needs about
-// 1200 in float and 2200 in double, eliminate and the barriers 500 and 900, while the others have
-// 3000 and 4100 an average tile column at n = 256 and an eighth of that at n = 128. So up to
-// n = 128 several blocks share a multiprocessor to hide each other's chain (panel_plan.cuh), and
+// What binds (estimated from the instruction count, in cycles per tile column; not measured): warp 0
+// needs about 1250 in float and 2150 in double, eliminate and the barriers 500 and 800; the others'
+// updates take 48 and 64 a tile, so at n = 256 on average 2000 and 2700, at n = 128 500 and 700. Up
+// to n = 160 several blocks share a multiprocessor and hide each other's chain (panel_plan.cuh),
 // above it the overlap does.
-// Considered and rejected: two-phase left-looking (see panel_update.cuh), a third phase that
-// factors the diagonal tile alone (all other warps wait half of the time), a dynamic share of the
-// updates for warp 0 (an integer atomic per piece, to gain 1/8 of the threads where the updates
-// bind), eliminating by a product with the inverse tile (see diagonal_tile.cuh).
+// Considered and rejected: left-looking (see panel_update.cuh), a third phase that factors the
+// diagonal tile alone (all other warps wait half of the time), a dynamic share of the updates for
+// warp 0 (an integer atomic per piece, to gain 1/8 of the threads where the updates bind),
+// eliminating by a product with the inverse tile (see diagonal_tile.cuh).
 #pragma once
 
 #include "diagonal_tile.cuh"

@@ -80,8 +80,8 @@ constexpr int panel_threads(int tiles) {
   return tiles > 6 ? 96 : 64;
 }
 
-// Blocks of so many threads for which a multiprocessor's 65,536 registers are budgeted: 128 a thread,
-// what the float kernels' 8 x 8 pieces need, where several blocks are to share it.
+// Blocks of so many threads for which a multiprocessor's 65,536 registers are budgeted: 128 a
+// thread, what the float kernels' 8 x 8 pieces need, where several blocks are to share it.
 constexpr int panel_blocks(int threads) {
   return threads == 64 ? 8 : threads == 96 ? 5 : threads == 128 ? 4 : threads == 192 ? 2 : 1;
 }
