@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from backmatch.linalg import _fused_cg, _ridge_choice, spd
+from backmatch.linalg import _cuda_cg, _fused_cg, _ridge_choice, spd
 
 ROOT = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -58,7 +58,8 @@ def test_quoted_constants() -> None:
     assert len(quoted) >= 8  # guards the pattern
     kernels = "".join(path.read_text() for path in sorted((ROOT / "csrc" / "cpu").iterdir()))
     for value, name in quoted:
-        found = [getattr(m, name) for m in (spd, _fused_cg, _ridge_choice) if hasattr(m, name)]
+        modules = (spd, _cuda_cg, _fused_cg, _ridge_choice)
+        found = [getattr(m, name) for m in modules if hasattr(m, name)]
         found += re.findall(rf"constexpr \w+ {name} = (\S+);", kernels)
         assert [float(each) for each in found] == [float(value)], name
 
