@@ -27,7 +27,7 @@
 // 2,016 shuffles a lane; an SM shuffles one warp a clock, while it multiplies four), Cholesky (a
 // root more a column, some 12 instructions), panels of Q columns at once (half the barriers, but
 // every lane repeats the panel's own elimination: half as many multiply-adds again at Q = 4), the
-// columns of a block unrolled (10 instructions of some 90 less a column, for twice the code and up to 50 more
+// columns of a block unrolled (saves address arithmetic, for twice the code and up to 50 more
 // registers).
 #pragma once
 

@@ -14,7 +14,7 @@
 // (the triangles of 8 systems do not fit beside their neighbours', and up to 8 accesses of 16 bytes
 // a lane are in flight as it is), several systems in turn by one warp (its registers are full), one
 // kernel for one right-hand side and for several (what the loop over passes keeps in registers
-// spills), columns of a block unrolled (from 204 to 255 registers at n = 32, four times the time of
+// spills), columns of a block unrolled (from 204 to 255 registers at n = 32, over twice the time of
 // compilation).
 #pragma once
 
