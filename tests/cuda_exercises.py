@@ -35,7 +35,7 @@ def spd_solve(cuda: CudaHost) -> None:
 
 
 def scaled_gram_solve(cuda: CudaHost) -> None:
-    """The same; systems with few and with many active rows, so that each launch passes some over."""
+    """The same; systems of few and of many active rows, so that each launch passes some over."""
     rng = np.random.default_rng(1)
     for n in (6, 30):
         K, D, R, damping = family(rng, 9, n, np.float32)
@@ -82,7 +82,8 @@ def conjugate_gradient(cuda: CudaHost) -> None:
     Z = rng.standard_normal((40, 44)).astype(np.float32) / 7
     A, B = np.stack([Z @ Z.T] * 2), rng.standard_normal((2, 40, 6)).astype(np.float32)
     for seed in SEEDS:
-        cg(cuda, A, np.ones(2, np.float32), B, 1e-3, 5, None, Device(seed, 20_000, 1))
+        for shared_bytes in (20_000, Device().shared_bytes):
+            cg(cuda, A, np.ones(2, np.float32), B, 1e-3, 5, None, Device(seed, shared_bytes, 1))
 
 
 def conjugate_gradient_of_a_family(cuda: CudaHost) -> None:

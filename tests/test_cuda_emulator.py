@@ -80,9 +80,16 @@ def test_no_finding_on_the_kernels_as_they_are(cuda, exercise):
 @pytest.mark.parametrize(("name", "line"), barriers())
 def test_every_barrier_is_needed_and_its_loss_is_seen(cuda, name, line):
     """The emulator objects to the kernels without any one of their barriers."""
-    with cuda.without_barrier(name, line), pytest.raises(FindingError, match="race|uninitialised"):
-        for exercise in users(name):
-            EXERCISES[exercise](cuda)
+    with (
+        cuda.without_barrier(name, line),
+        pytest.raises(FindingError, match=r"race|uninitialised"),
+    ):
+        exercise_all(cuda, users(name))
+
+
+def exercise_all(cuda: CudaHost, stems: list[str]) -> None:
+    for stem in stems:
+        EXERCISES[stem](cuda)
 
 
 def users(header: str) -> list[str]:
