@@ -3,7 +3,7 @@
 Inside :class:`PretendCuda` a tensor made with, or moved to, a CUDA device answers so to ``device``,
 ``is_cuda`` and ``is_cpu``, and so does all that is computed from it; one function that gets tensors
 of both devices is an error, as it is on a GPU. Numbers are computed on the CPU, so results can be
-compared. The launchers are the CPU's kernels.
+compared. Launchers are stood in for by CPU kernels.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from backmatch.linalg import _library
+from backmatch.linalg import _cuda_cg, _library
 
 CUDA = torch.device("cuda", 0)
 _MARK = "pretends_to_be_on_a_gpu"
@@ -109,6 +109,25 @@ class PretendCuda(TorchFunctionMode):
         return result
 
 
+#: What solves the same problems on the CPU.
+_STAND_INS = {"ridge_primal": "ridge_dual"}
+_WITHOUT_WORKSPACE = {"weighted_gram", "ridge_primal", "cg"}
+
+
+def _none(self: object, *sizes: object) -> int:
+    return 0
+
+
+class _Event:
+    """All work is done when it is enqueued."""
+
+    def record(self, stream: object) -> None:
+        pass
+
+    def query(self) -> bool:
+        return True
+
+
 def install(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Puts stand-ins for ``torch.cuda`` and ``_C.cuda``; returns the names of the kernels as they
     are called. Tensors pretend only inside ``with PretendCuda()``.
@@ -116,18 +135,25 @@ def install(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     called: list[str] = []
 
     class Kernels:
-        """Every launcher is the CPU kernel of its name; no kernel needs a workspace."""
+        """Every launcher is a CPU kernel without the last arguments, workspace and stream."""
 
         def __getattr__(self, name: str) -> Any:
-            if name.endswith("_workspace"):
-                return lambda *sizes: 0
-            kernel = getattr(_library.native(), name)
+            kernel = getattr(_library.native(), _STAND_INS.get(name, name))
 
-            def launch(*arguments: Any) -> Any:
+            def launch(*arguments: Any) -> None:
                 called.append(name)
-                return kernel(*arguments[:-2])
+                kernel(*arguments[: -1 if name in _WITHOUT_WORKSPACE else -2])
 
             return launch
+
+        spd_solve_workspace = scaled_gram_solve_workspace = cg_step_workspace = _none
+        scaled_gram_cg_largest_order = _none  # no such CPU kernel: the loop takes over
+
+        def ridge_primal_fits(self, dtype: str, n: int) -> bool:
+            return n % 2 == 0  # both routes are taken
+
+        def cg_largest_order(self, dtype: str) -> int:
+            return 100
 
     monkeypatch.setattr(_library._extension, "cuda", Kernels(), raising=False)
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
@@ -136,4 +162,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: None)
     monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device=None: torch.zeros(1))
     monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device=None: None)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(_cuda_cg, "new_event", _Event)
+    monkeypatch.setattr(_cuda_cg, "pinned_flag", lambda: torch.empty((), dtype=torch.bool))
     return called
