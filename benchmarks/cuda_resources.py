@@ -123,7 +123,7 @@ def parse(output: str) -> list[Instance]:
 
 
 def instance_names(mangled: Sequence[str]) -> list[str]:
-    """``spd_solve_lanes_kernel<float, 8>`` of the linker's names, as a launch names it.
+    """``spd_solve_thread_kernel<float, 8>`` of the linker's names, as a launch names it.
 
     Raises:
         ToolError: there is no c++filt, which comes with every g++.

@@ -77,13 +77,14 @@ def ridge_primal(cuda: CudaHost) -> None:
 
 
 def conjugate_gradient(cuda: CudaHost) -> None:
-    """Two warps, more systems than slots, two columns and more."""
+    """Two warps, more systems than slots, several matrices a block."""
     rng = np.random.default_rng(4)
     Z = rng.standard_normal((40, 44)).astype(np.float32) / 7
-    A, B = np.stack([Z @ Z.T] * 2), rng.standard_normal((2, 40, 6)).astype(np.float32)
+    A, B = np.stack([Z @ Z.T] * 66), rng.standard_normal((66, 40, 6)).astype(np.float32)
+    damping = np.ones(66, np.float32)
     for seed in SEEDS:
-        for shared_bytes in (20_000, Device().shared_bytes):
-            cg(cuda, A, np.ones(2, np.float32), B, 1e-3, 5, None, Device(seed, shared_bytes, 1))
+        cg(cuda, A[:2], damping[:2], B[:2], 1e-3, 5, None, Device(seed, 20_000, 1))
+        cg(cuda, A, damping, B[..., :2], 1e-3, 1, None, Device(seed, multiprocessors=1))
 
 
 def conjugate_gradient_of_a_family(cuda: CudaHost) -> None:

@@ -16,7 +16,7 @@
 
 #include <type_traits>
 
-#include "lane_cholesky.cuh"
+#include "pivot.cuh"
 #include "panel_update.cuh"
 
 namespace backmatch::cuda {

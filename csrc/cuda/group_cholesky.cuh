@@ -31,7 +31,7 @@
 // registers).
 #pragma once
 
-#include "lane_cholesky.cuh"
+#include "pivot.cuh"
 
 namespace backmatch::cuda {
 

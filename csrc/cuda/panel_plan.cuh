@@ -10,8 +10,6 @@
 
 namespace backmatch::cuda {
 
-constexpr int kLaneThreads = 128;
-constexpr int kLaneOrder = kWarp;  // largest order that the lane kernels take
 constexpr int kPanelThreads = 256;
 constexpr int kMaxColumns = 32;
 constexpr int64_t kMaxOrder = int64_t(1) << 18;  // keeps counts of quads and rows in 32 bits
@@ -61,12 +59,6 @@ template <class T>
 constexpr int64_t system_bytes(int64_t tiles, int64_t columns, int64_t row_bytes) {
   return panel_offset(tiles) * int64_t(sizeof(T)) +
          tiles * kTile * (columns * int64_t(sizeof(T)) + row_bytes);
-}
-
-// One group of `lanes` lanes a system.
-inline LaunchShape lane_shape(int64_t batch, int lanes) {
-  const int64_t systems_per_block = kLaneThreads / lanes;
-  return {(batch + systems_per_block - 1) / systems_per_block, kLaneThreads, 0};
 }
 
 // Threads of a block that solves a system of so many tiles on chip. One warp factors diagonal

@@ -2,11 +2,12 @@
 //
 // One block a system. It sums the matrix straight into the packed panels of panel_cholesky.cuh and
 // the right-hand side beside them, factors and solves there: no matrix of a system is ever in main
-// memory. For orders above kLaneOrder that fit in shared memory with a chunk of Z; for others
+// memory. For orders above kPrimalOrder that fit in shared memory with a chunk of Z; for others
 // ridge_primal_fits says no, and the caller forms the matrices with weighted_gram.
 // Summing goes in passes: in each pass every warp owns one tile of 32 x 32 of the lower triangle
 // (gram_tile.cuh), in registers, and the block goes through the active rows of Z. A chunk holds all
-// columns. Orders 64, 128 and 256 have 3, 10 and 36 tiles for 2, 4 and 8 warps: 2, 3 and 5 passes.
+// columns. Orders 64, 128 and 256 have 3, 10 and 36 tiles; in float 2, 3 and 8 warps need 2, 4 and 5
+// passes for them.
 // Who owns what: a system belongs to one block, which alone writes its d and info. While summing, a
 // tile of the factor and an entry of the right-hand side are written by one thread each. Blocks
 // stride over the batch; Z, D, R and damping are only read.
@@ -19,7 +20,7 @@
 // rows takes by the instruction count), all passes at once with several tiles a warp (32 sums a
 // thread and tile; loading is then paid once, but orders above 64 do not fit the registers), two buffers
 // for chunks (costs a fifth of the blocks that share a multiprocessor at order 128), orders up to
-// 32 (their G is small, and the lane kernels solve several systems a warp).
+// 32 (their G is small, and spd_solve solves several systems a warp).
 #pragma once
 
 #include "../kernels.h"
@@ -33,6 +34,7 @@ using PrimalTile = WarpTile<T, 64>;
 template <class T>
 using PrimalRows = typename PrimalTile<T>::Rows;
 
+constexpr int kPrimalOrder = 32;   // smaller systems share a warp elsewhere
 constexpr int kPrimalColumns = 2;  // of a chunk that a thread reads ahead
 
 // Shared memory of a block beyond that of the panels: active rows, their D R, a chunk of Z.
@@ -242,7 +244,9 @@ PanelPlan ridge_primal_plan(int64_t batch, int64_t n) {
 template <class T>
 bool ridge_primal_fits(int64_t n) {
   check_order(n);
-  return n > kLaneOrder && ridge_primal_plan<T>(1, n).layout.slot_bytes == 0;
+  const int64_t bytes =
+      kSharedHeader + system_bytes<T>(tiles_of(n), kQuad, 0) + PrimalStore<T>::bytes(n);
+  return n > kPrimalOrder && bytes <= device_limits().shared_bytes;
 }
 
 template <class T>

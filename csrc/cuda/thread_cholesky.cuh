@@ -8,7 +8,7 @@
 // Where it synchronises: the caller puts a sync_warp between filling the slab and reading it, and
 // between reading it and filling it again. The arithmetic needs none.
 // L D L^T rather than Cholesky: see group_cholesky.cuh.
-// Considered and rejected: lanes that share a system (8 lanes a system as in lane_cholesky.cuh: a
+// Considered and rejected: lanes that share a system (8 lanes a system, a row each: a
 // shuffle for every multiply-add, and 7 of 8 lanes idle in a division), loads by the owning thread
 // (32 systems 4 n^2 bytes apart: a sector for every element), a packed triangle in the slab (36
 // instead of 64 numbers, but the slab holds 8 right-hand sides too).

@@ -6,7 +6,7 @@
 
 namespace backmatch::cuda {
 
-// "spd_solve_lanes_kernel<float, 8>" out of `function`, the compiler's own text
+// "spd_solve_thread_kernel<float, 8>" out of `function`, the compiler's own text
 // (__PRETTY_FUNCTION__) for a function template <auto kernel, class... Args>.
 inline std::string kernel_name(const std::string& function) {
   const std::string before = "kernel = ";
