@@ -28,6 +28,7 @@ struct Fiber {
   Moment moment;
   Wait wait = Wait::kNone;
   unsigned exchanges = 0;  // shuffles and ballots so far
+  std::vector<PendingCopy> copies;
 };
 
 struct Warp {
@@ -118,6 +119,7 @@ void Block::start(Fiber& fiber, int64_t block, int thread) {
   fiber.moment = Moment{block, thread, 0, 0};
   fiber.wait = Wait::kNone;
   fiber.exchanges = 0;
+  fiber.copies.clear();
   getcontext(&fiber.context);
   fiber.context.uc_stack.ss_sp = fiber.stack.get();
   fiber.context.uc_stack.ss_size = kStackBytes;
@@ -209,6 +211,7 @@ void run(const char* name, const LaunchShape& shape, const std::function<void()>
   order_accesses();
   Block block(name, shape, body);
   active = &block;
+  set_stop([] { active->wait_for(Wait::kEnd); });
   block.run_all();
 }
 
@@ -227,6 +230,7 @@ int thread_index() { return active->fiber().moment.thread; }
 int64_t block_index() { return active->fiber().moment.block; }
 const LaunchShape& shape() { return active->shape(); }
 unsigned char* shared_memory() { return active->shared(); }
+std::vector<PendingCopy>& pending_copies() { return active->fiber().copies; }
 void sync_block() { active->wait_for(Wait::kBlock); }
 void sync_warp() { active->wait_for(Wait::kSyncWarp); }
 

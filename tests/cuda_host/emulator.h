@@ -13,6 +13,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <vector>
 
 namespace backmatch::emulator {
 
@@ -41,12 +42,19 @@ void run(const char* name, const LaunchShape& shape, const std::function<void()>
 // empty name: all do what they should.
 void leave_out(const char* file, int line);
 
+// A copy that a thread has begun and not yet waited for.
+struct PendingCopy {
+  void* to;
+  const void* from;
+};
+
 // Called by the threads.
 bool is_left_out(const char* file, int line);
 int thread_index();
 int64_t block_index();
 const LaunchShape& shape();
 unsigned char* shared_memory();
+std::vector<PendingCopy>& pending_copies();  // of this thread
 void sync_block();
 void sync_warp();
 // What each lane of the warp passed as `value`, at most kSlotBytes; valid until the thread's next

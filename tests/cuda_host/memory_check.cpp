@@ -26,6 +26,12 @@ struct Region {
 std::vector<Region> regions;
 const Moment* current = nullptr;
 std::string finding;
+void (*stop_thread)() = nullptr;
+
+void found(const std::string& what) {
+  finding = what + ": block " + std::to_string(current->block) + " thread " +
+            std::to_string(current->thread);
+}
 
 bool races(const Moment& before, const Moment& now) {
   if (before.block < 0) return false;
@@ -35,16 +41,16 @@ bool races(const Moment& before, const Moment& now) {
   return !same_warp || before.warp_barriers == now.warp_barriers;
 }
 
+// Does not return. The thread goes no further: what it would read next could be an address out of
+// nowhere.
 void report(const Region& region, const char* what, std::uintptr_t address, const Moment* other) {
-  if (!finding.empty()) return;
   const int64_t offset = static_cast<int64_t>(address) - static_cast<int64_t>(region.start);
-  finding = std::string(what) + " at byte " + std::to_string(offset) + " of " + region.name +
-            ": block " + std::to_string(current->block) + " thread " +
-            std::to_string(current->thread);
+  found(std::string(what) + " at byte " + std::to_string(offset) + " of " + region.name);
   if (other != nullptr) {
     finding += " and block " + std::to_string(other->block) + " thread " +
                std::to_string(other->thread);
   }
+  stop_thread();
 }
 
 void note_reader(Shadow& shadow, const Moment& now) {
@@ -124,10 +130,12 @@ void order_accesses() {
 }
 
 void require_aligned(const void* pointer, std::size_t bytes) {
-  if (reinterpret_cast<std::uintptr_t>(pointer) % bytes == 0 || !finding.empty()) return;
-  finding = "address not a multiple of " + std::to_string(bytes) + ": block " +
-            std::to_string(current->block) + " thread " + std::to_string(current->thread);
+  if (reinterpret_cast<std::uintptr_t>(pointer) % bytes == 0) return;
+  found("address not a multiple of " + std::to_string(bytes));
+  stop_thread();
 }
+
+void set_stop(void (*stop)()) { stop_thread = stop; }
 
 void set_current(const Moment* moment) { current = moment; }
 

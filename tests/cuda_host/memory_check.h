@@ -36,6 +36,8 @@ void order_accesses();
 
 // The thread whose accesses are checked from now on; nullptr: none.
 void set_current(const Moment* moment);
+// What a thread calls when it has a finding; it does not return.
+void set_stop(void (*stop)());
 // A vector access that the device would refuse is a finding.
 void require_aligned(const void* pointer, std::size_t bytes);
 // The first finding since the last call, empty if none.

@@ -116,22 +116,17 @@ T reciprocal_sqrt(T value) {
 }
 
 // A copy takes place when the thread waits for it, as late as on a device.
-struct PendingCopy {
-  void* shared;
-  const void* global;
-};
-inline std::vector<PendingCopy> pending_copies[1024];  // of each thread of the block
 inline void copy_to_shared(void* shared, const void* global) {
   emulator::require_aligned(shared, 16);
   emulator::require_aligned(global, 16);
-  pending_copies[thread_index()].push_back({shared, global});
+  emulator::pending_copies().push_back({shared, global});
 }
 inline void wait_for_copies(Place at = {__builtin_FILE(), __builtin_LINE()}) {
   if (emulator::is_left_out(at.file, at.line)) return;
-  auto& own = pending_copies[thread_index()];
-  for (const PendingCopy& copy : own) {
-    const auto* from = static_cast<const uint64_t*>(copy.global);
-    auto* to = static_cast<uint64_t*>(copy.shared);
+  auto& own = emulator::pending_copies();
+  for (const emulator::PendingCopy& copy : own) {
+    const auto* from = static_cast<const uint64_t*>(copy.from);
+    auto* to = static_cast<uint64_t*>(copy.to);
     to[0] = from[0];
     to[1] = from[1];
   }
