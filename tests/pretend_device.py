@@ -58,7 +58,17 @@ def _tensors(tree: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
+#: What a GPU cannot answer before it has done all that was asked of it.
+_WAITS = {"item", "tolist", "__bool__", "__float__", "__int__", "nonzero", "equal", "cpu"}
+
+
 class PretendCuda(TorchFunctionMode):
+    """Counts in ``waits`` how often the host would have waited for the GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits = 0
+
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
         if func == _ASK_CUDA:
@@ -68,6 +78,8 @@ class PretendCuda(TorchFunctionMode):
         if func == _ASK_DEVICE:
             return CUDA if pretends(args[0]) else torch.device("cpu")
         name = getattr(func, "__name__", "")
+        if name in _WAITS and pretends(args[0]):
+            self.waits += 1
         if name in ("to", "cuda", "cpu"):
             return self._move(name, *args, **kwargs)
         if kwargs.get("device") is not None:
@@ -84,7 +96,7 @@ class PretendCuda(TorchFunctionMode):
         if there and here and name not in _FREE:
             raise RuntimeError(f"{name}: tensors {there} on cuda meet tensors {here} on the CPU")
         result = func(*args, **kwargs)
-        if there:
+        if there and name != "copy_":
             pretend(*_tensors(result))
         return result
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 import vision_cases
 from pretend_device import PretendCuda, pretend, pretend_modules, pretends
+from torch import nn
 
 import backmatch as bm
 
@@ -48,10 +49,41 @@ def test_step_on_a_gpu_is_that_of_the_cpu(pretend_cuda, name, solver):
         torch.testing.assert_close(left, right, rtol=1e-7, atol=1e-7 * scale)
 
 
+@pytest.mark.parametrize("solver", ["auto", "cg"])
+def test_waits_for_the_gpu_are_few(pretend_cuda, solver):
+    """Two for each local problem, its damping and its residual, and six for the sweep.
+
+    Conjugate gradient polls copies that arrive by themselves.
+    """
+    layers = [layer for _ in range(4) for layer in (nn.Linear(6, 6), nn.ReLU())]
+    net = cases.Net("deep", lambda: bm.partition(nn.Sequential(*layers)), labels=True)
+    blocks, x, loss = net.make()
+    matcher = bm.BackMatching(
+        blocks,
+        weights=SOLVERS[solver](bm.Relative(0.1)),
+        inputs=SOLVERS[solver](bm.Relative(1e-2)),
+    )
+    pretend_modules(blocks)
+    pretend(x)
+    with PretendCuda() as gpu:
+        matcher.backward(x, quietly(loss))
+    assert 0 < gpu.waits <= 6 + 2 * (2 * len(blocks) - 1)
+
+
 def test_direct_solves_reach_the_kernels(pretend_cuda):
     for name in ("relu", "linear"):
         step(NETS[name], bm.Cholesky, on_gpu=True)
     assert {"spd_solve", "scaled_gram_solve"} & set(pretend_cuda)
+
+
+def quietly(loss):
+    """The target in the loss's closure stays on the CPU."""
+
+    def computed(out):
+        with torch._C.DisableTorchFunction():
+            return loss(out)
+
+    return computed
 
 
 def step(net, solver, *, on_gpu):
@@ -66,12 +98,8 @@ def step(net, solver, *, on_gpu):
         pretend_modules(blocks)
         pretend(x)
 
-        def quietly(out):  # the target in the closure stays on the CPU
-            with torch._C.DisableTorchFunction():
-                return loss(out)
-
         with PretendCuda():
-            output = matcher.backward(x, quietly).output
+            output = matcher.backward(x, quietly(loss)).output
         assert pretends(output)
     parameters = [p for block in blocks for p in block.parameters()]
     return [p.grad for p in parameters if p.grad is not None]
