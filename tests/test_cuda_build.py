@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import cuda_report
 import cuda_resources
@@ -167,3 +168,25 @@ def test_batch_larger_than_any_grid_dimension_but_the_first() -> None:
     A[65_536, 0, 0] = -1
     B = torch.rand(70_000, 2, 1)
     same_on_both_devices(linalg.spd_solve_ex, A, B, damping=torch.zeros(70_000))
+
+
+@needs_gpu
+def test_threads_that_need_different_shared_memory_launch_at_the_same_time() -> None:
+    """One kernel for both orders: a thread must not take back what the other one opted in to."""
+    generator = torch.Generator().manual_seed(0)
+    systems = []
+    for n in (176, 204):
+        factor = torch.randn(4, n, n + 4, generator=generator, dtype=torch.float64)
+        A = factor @ factor.mT / n
+        B = torch.randn(4, n, 1, generator=generator, dtype=torch.float64)
+        systems.append((A.cuda(), B.cuda()))
+
+    def solve(system: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        for _ in range(500):
+            X = linalg.spd_solve_ex(*system, damping=0.5)[0]
+        return X
+
+    expected = [linalg.spd_solve_ex(*system, damping=0.5)[0] for system in systems]
+    with ThreadPoolExecutor(2) as pool:
+        for X, alone in zip(pool.map(solve, systems), expected, strict=True):
+            assert torch.equal(X, alone)

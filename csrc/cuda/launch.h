@@ -1,7 +1,7 @@
 // What the rest of the library sees of the CUDA side; includes no CUDA header.
 //
-// Launchers are asynchronous: they enqueue one kernel on `stream` (a cudaStream_t; nullptr is the
-// legacy default stream) of the current device and return. They throw std::runtime_error
+// Launchers are asynchronous: they enqueue one kernel or a few on `stream` (a cudaStream_t; nullptr
+// is the legacy default stream) of the current device and return. They throw std::runtime_error
 // "backmatch CUDA: <kernel>: <reason>" when a launch fails and std::invalid_argument when a size is
 // beyond a stated limit. `workspace` is device memory of at least the bytes that the function of
 // the same stem names for the same sizes on the same device (0 bytes: nullptr is fine), aligned to

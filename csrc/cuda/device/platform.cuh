@@ -120,6 +120,7 @@ __device__ __forceinline__ unsigned char* shared_memory() {
 
 inline void check(const std::string& what, cudaError_t status) {
   if (status != cudaSuccess) {
+    cudaGetLastError();  // or the next launch would find this error and report it as its own
     throw std::runtime_error("backmatch CUDA: " + what + ": " + cudaGetErrorString(status));
   }
 }
@@ -137,7 +138,10 @@ inline DeviceLimits device_limits() {
 }
 
 // Every kernel starts here: opts in to large shared memory, launches, and checks both; in a dry run
-// it is only noted.
+// it is only noted. The opt-in belongs to the kernel, not to the launch, and launches of several
+// host threads (the bindings release the GIL) and captured graphs share it. So it is always the
+// device's limit: with what each launch needs, one thread could lower it between the other's opt-in
+// and launch, which would then fail.
 template <auto kernel, class... Args>
 void launch(const LaunchShape& shape, void* stream, Args... args) {
   constexpr int64_t kSharedWithoutOptIn = 48 * 1024;
@@ -152,7 +156,7 @@ void launch(const LaunchShape& shape, void* stream, Args... args) {
   if (shape.shared_bytes > kSharedWithoutOptIn) {
     check(name, cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                      cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                     static_cast<int>(shape.shared_bytes)));
+                                     static_cast<int>(device_limits().shared_bytes)));
   }
   kernel<<<dim3(static_cast<unsigned>(shape.blocks)), dim3(static_cast<unsigned>(shape.threads)),
            static_cast<std::size_t>(shape.shared_bytes), static_cast<cudaStream_t>(stream)>>>(
