@@ -192,7 +192,8 @@ def run(
             reason = f": {stage['reason'].splitlines()[-1]}" if stage.get("reason") else ""
             print(f"== {name} {stage['status']}{reason}", flush=True)
     except (Terminated, KeyboardInterrupt):
-        keep(name, result["stages"][name] | {"status": "incomplete", "reason": "terminated"})
+        begun = result["stages"].get(name, {})
+        keep(name, begun | {"status": "incomplete", "reason": "terminated"})
         print(f"terminated; what was measured is in {out}", file=sys.stderr)
         return 143
     finally:

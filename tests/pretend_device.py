@@ -58,7 +58,43 @@ def _tensors(tree: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
+#: What makes the host wait for the device.
+_WAITS = {
+    "__array__",
+    "__bool__",
+    "__float__",
+    "__index__",
+    "__int__",
+    "allclose",
+    "argwhere",
+    "cpu",
+    "equal",
+    "item",
+    "masked_select",
+    "nonzero",
+    "numpy",
+    "tolist",
+    "unique",
+}
+
+
+def _waits(name: str, args: tuple[Any, ...]) -> bool:
+    """Whether the host would wait; as torch's own debug mode on a GPU tells."""
+    if name in ("__getitem__", "__setitem__"):
+        return any(value.dtype == torch.bool for value in _tensors(args[1]))
+    return name in _WAITS or (name == "where" and len(args) == 1)
+
+
 class PretendCuda(TorchFunctionMode):
+    """
+    Args:
+        may_wait: whether the host may look at numbers on the device or copy unpinned ones to it.
+    """
+
+    def __init__(self, *, may_wait: bool = True) -> None:
+        super().__init__()
+        self.may_wait = may_wait
+
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
         if func == _ASK_CUDA:
@@ -68,6 +104,8 @@ class PretendCuda(TorchFunctionMode):
         if func == _ASK_DEVICE:
             return CUDA if pretends(args[0]) else torch.device("cpu")
         name = getattr(func, "__name__", "")
+        if not self.may_wait:
+            self._require_no_wait(name, args, kwargs)
         if name in ("to", "cuda", "cpu"):
             return self._move(name, *args, **kwargs)
         if kwargs.get("device") is not None:
@@ -84,9 +122,17 @@ class PretendCuda(TorchFunctionMode):
         if there and here and name not in _FREE:
             raise RuntimeError(f"{name}: tensors {there} on cuda meet tensors {here} on the CPU")
         result = func(*args, **kwargs)
-        if there:
+        if there and not (name == "copy_" and not pretends(args[0])):
             pretend(*_tensors(result))
         return result
+
+    @staticmethod
+    def _require_no_wait(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given = _tensors((args, kwargs))
+        if any(pretends(value) for value in given) and _waits(name, args):
+            raise RuntimeError(f"{name} waits for the device")
+        if name == "tensor" and torch.device(kwargs.get("device") or "cpu").type == "cuda":
+            raise RuntimeError("tensor copies from unpinned memory")
 
     @staticmethod
     def _move(name: str, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:

@@ -31,8 +31,9 @@ def solve_by_library(A: Tensor, B: Tensor, damping: Tensor, X: Tensor, info: Ten
         factor, status = torch.linalg.cholesky_ex(shifted)
         del shifted
         status = first_bad_pivot(factor, status)
-        solution = torch.cholesky_solve(B[part], factor)
-        X[part] = torch.where((status == 0)[:, None, None], solution, math.nan)
+        if k:  # libraries differ in whether they take no right-hand sides
+            solution = torch.cholesky_solve(B[part], factor)
+            X[part] = torch.where((status == 0)[:, None, None], solution, math.nan)
         info[part] = status
 
     # The copy, the factor and the library's own copy of it; right-hand sides likewise.
