@@ -192,7 +192,8 @@ def run(
             reason = f": {stage['reason'].splitlines()[-1]}" if stage.get("reason") else ""
             print(f"== {name} {stage['status']}{reason}", flush=True)
     except (Terminated, KeyboardInterrupt):
-        keep(name, result["stages"][name] | {"status": "incomplete", "reason": "terminated"})
+        begun = result["stages"].get(name, {})
+        keep(name, begun | {"status": "incomplete", "reason": "terminated"})
         print(f"terminated; what was measured is in {out}", file=sys.stderr)
         return 143
     finally:
@@ -271,7 +272,7 @@ def sanitizer(context: Context) -> Stage:
             late.append(tool)
         ours = "backmatch::cuda::" in output
         outcomes[tool] = (output.strip().splitlines() or ["no output"])[-1]
-        if code == FOUND and not ours and "ERROR SUMMARY" in output:
+        if code == FOUND and not ours and " SUMMARY: " in output:  # racecheck has its own
             outcomes[tool] += " (none in a kernel of ours)"
         elif code != 0 or ours:
             failed.append(tool)

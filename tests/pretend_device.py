@@ -58,16 +58,43 @@ def _tensors(tree: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
-#: What a GPU cannot answer before it has done all that was asked of it.
-_WAITS = {"item", "tolist", "__bool__", "__float__", "__int__", "nonzero", "equal", "cpu"}
+#: What makes the host wait for the device.
+_WAITS = {
+    "__array__",
+    "__bool__",
+    "__float__",
+    "__index__",
+    "__int__",
+    "allclose",
+    "argwhere",
+    "cpu",
+    "equal",
+    "item",
+    "masked_select",
+    "nonzero",
+    "numpy",
+    "tolist",
+    "unique",
+}
+
+
+def _waits(name: str, args: tuple[Any, ...]) -> bool:
+    """Whether the host would wait; as torch's own debug mode on a GPU tells."""
+    if name in ("__getitem__", "__setitem__"):
+        return any(value.dtype == torch.bool for value in _tensors(args[1]))
+    return name in _WAITS or (name == "where" and len(args) == 1)
 
 
 class PretendCuda(TorchFunctionMode):
-    """Counts in ``waits`` how often the host would have waited for the GPU."""
+    """Counts in ``waits`` how often the host would have waited for the GPU.
 
-    def __init__(self) -> None:
+    Args:
+        may_wait: whether the host may look at numbers on the device or copy unpinned ones to it.
+    """
+
+    def __init__(self, *, may_wait: bool = True) -> None:
         super().__init__()
-        self.waits = 0
+        self.may_wait, self.waits = may_wait, 0
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
@@ -78,8 +105,7 @@ class PretendCuda(TorchFunctionMode):
         if func == _ASK_DEVICE:
             return CUDA if pretends(args[0]) else torch.device("cpu")
         name = getattr(func, "__name__", "")
-        if name in _WAITS and pretends(args[0]):
-            self.waits += 1
+        self._note_wait(name, args, kwargs)
         if name in ("to", "cuda", "cpu"):
             return self._move(name, *args, **kwargs)
         if kwargs.get("device") is not None:
@@ -96,9 +122,19 @@ class PretendCuda(TorchFunctionMode):
         if there and here and name not in _FREE:
             raise RuntimeError(f"{name}: tensors {there} on cuda meet tensors {here} on the CPU")
         result = func(*args, **kwargs)
-        if there and name != "copy_":
+        if there and not (name == "copy_" and not pretends(args[0])):
             pretend(*_tensors(result))
         return result
+
+    def _note_wait(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given = _tensors((args, kwargs))
+        waits = any(pretends(value) for value in given) and _waits(name, args)
+        unpinned = name == "tensor" and torch.device(kwargs.get("device") or "cpu").type == "cuda"
+        if waits or unpinned:
+            self.waits += 1
+            if not self.may_wait:
+                why = "waits for the device" if waits else "copies from unpinned memory"
+                raise RuntimeError(f"{name} {why}")
 
     @staticmethod
     def _move(name: str, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:

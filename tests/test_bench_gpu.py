@@ -160,6 +160,10 @@ def test_a_sanitizer_finding_fails_its_stage(
     assert stage["tools"]["initcheck"] == "ERROR SUMMARY: 1 error (none in a kernel of ours)"
     assert stage["tools"]["synccheck"] == "n = 8 done"
     assert len(kept) == len(gpu.TOOLS)
+    found = "RACECHECK SUMMARY: 1 hazard displayed (1 error, 0 warnings)"
+    program.write_text(f'#!/bin/sh\necho "hazard at cublas"; echo "========= {found}"; exit 99')
+    stage = gpu.sanitizer(gpu.Context(quick=True))
+    assert stage == {"tools": {"memcheck": f"========= {found} (none in a kernel of ours)"}}
     program.write_text("#!/bin/sh\nsleep 5")
     stage = gpu.sanitizer(gpu.Context(quick=True, seconds=0.1))
     assert (stage["status"], stage["reason"]) == ("incomplete", "memcheck ran out of time")

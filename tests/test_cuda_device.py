@@ -141,7 +141,7 @@ def test_work_goes_to_the_current_stream(n):
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
-        torch.cuda._sleep(20_000_000)
+        torch.cuda._sleep(100_000_000)  # clock cycles: tens of milliseconds
         for target, value in zip(late, problem.tensors(), strict=True):
             target.copy_(value)
         problem.A, problem.B, problem.K, problem.D, problem.R = late

@@ -124,6 +124,9 @@ def test_spd_solve_above_the_kernels_order_goes_to_the_library(kernels, monkeypa
         torch.testing.assert_close(X[j], torch.linalg.solve(full[j], B[j]))
         alone, _ = linalg.spd_solve_ex(A[j], B[j], damping=damping[j])
         torch.testing.assert_close(alone, X[j])
+    for part, count in ((A[:0], 0), (A, 6)):  # no systems, no right-hand sides
+        X, info = linalg.spd_solve_ex(part, B[:count, :, :0], damping=damping[:count])
+        assert (X.shape, info.tolist()) == ((count, 9, 0), [0, 5, 0, 9, 1, 1][:count])
     linalg.spd_solve_ex(A[:, :8, :8], B[:, :8], damping=damping)
     assert sum(kernels.launched) == 6
 

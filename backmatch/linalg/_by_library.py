@@ -11,10 +11,11 @@ from ._library import in_chunks
 
 
 def solve_by_library(A: Tensor, B: Tensor, damping: Tensor, X: Tensor, info: Tensor) -> None:
-    """``(A + damping I) X = B`` with the meaning of :func:`spd_solve_ex`; never synchronises.
+    """``(A + damping I) X = B`` with the meaning of :func:`spd_solve_ex`.
 
-    Factors copies of the lower triangles, in chunks within the workspace budget. A failed system
-    is all NaN in ``X``, its neighbours are not touched by it.
+    Nothing here looks at the device; older builds of torch solve batches by MAGMA, which may wait
+    for it. Factors copies of the lower triangles, in chunks within the workspace budget. A failed
+    system is all NaN in ``X``, its neighbours are not touched by it.
 
     Args:
         A: shape (batch, n, n), any strides; only the lower triangles are read.
@@ -31,8 +32,9 @@ def solve_by_library(A: Tensor, B: Tensor, damping: Tensor, X: Tensor, info: Ten
         factor, status = torch.linalg.cholesky_ex(shifted)
         del shifted
         status = first_bad_pivot(factor, status)
-        solution = torch.cholesky_solve(B[part], factor)
-        X[part] = torch.where((status == 0)[:, None, None], solution, math.nan)
+        if k:  # libraries differ in whether they take no right-hand sides
+            solution = torch.cholesky_solve(B[part], factor)
+            X[part] = torch.where((status == 0)[:, None, None], solution, math.nan)
         info[part] = status
 
     # The copy, the factor and the library's own copy of it; right-hand sides likewise.

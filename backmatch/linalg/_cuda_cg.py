@@ -40,13 +40,17 @@ def has_kernel(name: str, value: Tensor) -> bool:
     last dimension: on CUDA, up to a limit by dtype."""
     if not on_cuda(value) or not value.numel():
         return False
-    largest: int = getattr(native_cuda(), f"{name}_largest_order")(DTYPE_NAMES[value.dtype])
+    with torch.cuda.device(value.device):  # the limit is that of the current device
+        largest: int = getattr(native_cuda(), f"{name}_largest_order")(DTYPE_NAMES[value.dtype])
     return value.shape[-1] <= largest
 
 
 def capturing(value: Tensor) -> bool:
     """Whether work on this tensor goes into a CUDA graph."""
-    return on_cuda(value) and torch.cuda.is_current_stream_capturing()
+    if not on_cuda(value):
+        return False
+    with torch.cuda.device(value.device):
+        return torch.cuda.is_current_stream_capturing()
 
 
 def pinned_flag() -> Tensor:

@@ -83,7 +83,7 @@ def shared(family: PatchFamily, damping: Shift) -> Direct:
     info = torch.empty(family.systems, dtype=torch.int32, device=step.device)
     gradient = family.vjp(family.residual) if route == "primal" else None
     dual = torch.empty_like(family.residual)
-    shift = torch.as_tensor(damping, dtype=step.dtype, device=step.device)
+    shift = damping if isinstance(damping, Tensor) else step.new_full((), damping)
     for group in range(family.patches.groups):
         part = family.patches.of_group(group)
         if gradient is None:

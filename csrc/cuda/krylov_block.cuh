@@ -246,7 +246,8 @@ __device__ __forceinline__ void krylov_block(const Problem& problem,
       if (!has(used, s) || !own) continue;
       const T v = has(step, s) ? rows.p[s] : has(used, s) ? rows.x[s * block_threads()] : T(0);
       const T sum = product_of<R>(store, used, s);
-      q[s] = scaled(problem, table.system[s], row, sum) + table.damping[s] * v;
+      // Two products and a sum: which one is contracted must not be each instance's own choice.
+      q[s] = std::fma(table.damping[s], v, scaled(problem, table.system[s], row, sum));
       value[s] = v * q[s];
     }
     combine_lanes(value, Add(), store.scratch);
