@@ -103,7 +103,8 @@ struct Group {
   static constexpr int kDiagonal = 2 * kColumn;        // C inside the blocks, Q columns of Q
   static constexpr int kInverse = kDiagonal + N * Q;   // 1 / D
   static constexpr int kKnown = kInverse + N;          // b, then z: Q right-hand sides
-  static constexpr int kSlab = ((kKnown + N * Q) / kPackSize<T> | 1) * kPackSize<T>;
+  static constexpr int kLifted = kKnown + N * Q;       // the factor of lift_tiny, where passes need it
+  static constexpr int kSlab = (kLifted / kPackSize<T> + 1 | 1) * kPackSize<T>;
 };
 
 // Who this lane is, and the slab of its system.
@@ -121,6 +122,33 @@ struct GroupLane {
 template <class G>
 __device__ __forceinline__ void clear_columns(const GroupLane<G>& at) {
   for (int i = at.lane; i < 2 * G::kColumn; i += G::kLanes) at.slab[i] = 0;
+}
+
+// Multiplies a system of tiny diagonal by a power of two, which it returns for the right-hand sides
+// or the solution. Entries of the frame outside the system are 0 or 1 on the diagonal: they decide
+// nothing.
+template <class G, class T>
+__device__ __forceinline__ T lift_tiny(T (&t)[G::kEntries], const GroupLane<G>& at) {
+  bool tiny = false;
+  bool huge = false;
+#pragma unroll
+  for (int a = 0; a < G::kRows; ++a) {
+#pragma unroll
+    for (int m = 0; m < G::M; ++m) {
+      const T entry = at.p == m * G::Q + at.q ? t[G::slot(a, a * G::M + m)] : T(0);
+      tiny |= is_tiny_diagonal(entry);
+      huge |= entry > kHugeDiagonal<T>;
+    }
+  }
+  const unsigned tinies = ballot(tiny);
+  const unsigned huges = ballot(huge);
+  const unsigned own = ~0u >> (kWarp - G::kLanes) << (at.system * G::kLanes);
+  const T lift = (tinies & own) != 0 && (huges & own) == 0 ? kLift<T> : T(1);
+  if (lift != T(1)) {
+#pragma unroll
+    for (int e = 0; e < G::kEntries; ++e) t[e] *= lift;
+  }
+  return lift;
 }
 
 // One column j = block * Q + turn: exchanges it, eliminates it from the right-hand sides `b` and,
@@ -196,7 +224,7 @@ __device__ __forceinline__ void group_forward(T (&t)[G::kEntries], T (&b)[G::kRo
 }
 
 // The frame's number of the first column with a bad pivot, from column `first` on; N for none. A
-// pivot is bad when its reciprocal is: also one so small that 1 / D overflows, which no x survives.
+// pivot is bad when its reciprocal is: also one so small beside other rows that 1 / D overflows.
 template <class G>
 __device__ __forceinline__ int first_bad_column(const GroupLane<G>& at, int first) {
   int bad = G::N;

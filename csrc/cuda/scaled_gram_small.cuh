@@ -67,6 +67,9 @@ __global__ void __launch_bounds__(kWarp) scaled_gram_thread_kernel(ScaledGramArg
     }
     if (slope[i] != T(0)) t[triangle(i, i)] += damping;
   }
+  const T lift = lift_tiny<N>(t);
+#pragma unroll
+  for (int i = 0; i < N; ++i) b[i] *= lift;
   const int32_t info = thread_factor<N>(t);
   if (lane < live) args.info[system + lane] = info;
   thread_solve<N>(t, b);
@@ -280,10 +283,11 @@ __global__ void __launch_bounds__(GramShared<Group<T, P, Q, N>>::kWarps * kWarp)
 
   T t[G::kEntries] = {};
   gather_matrix(t, at, memory, start, damping);
+  const T lift = lift_tiny(t, at);
   T* const known = at.slab + G::kKnown;
   T b[G::kRows];
 #pragma unroll
-  for (int a = 0; a < G::kRows; ++a) b[a] = known[a * P + at.p];
+  for (int a = 0; a < G::kRows; ++a) b[a] = known[a * P + at.p] * lift;
   group_forward(t, b, at, start, known, at.lane == 0, true);
   sync_warp();
   const int bad = first_bad_column(at, start * Q);

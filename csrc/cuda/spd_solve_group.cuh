@@ -205,7 +205,8 @@ __device__ __forceinline__ void load_right_hand_sides(const SpdWarp<G>& warp, ty
 }
 
 template <int C, class G>
-__device__ __forceinline__ void store_solutions(const SpdWarp<G>& warp, int64_t first) {
+__device__ __forceinline__ void store_solutions(const SpdWarp<G>& warp,
+                                                const typename G::T* slabs, int64_t first) {
   using T = typename G::T;
   using Access = ColumnAccess<C, G>;
   const auto& args = warp.args;
@@ -215,7 +216,7 @@ __device__ __forceinline__ void store_solutions(const SpdWarp<G>& warp, int64_t 
     Access::each(warp, base, args.k - first, X, args.n * args.k, args.k, 1,
                  [&](int, T* entry, int s, int f, int c, bool inside) {
                    const T* x = warp.stage + s * Stage<G>::kSystem + c * G::N + f;
-                   if (inside) *entry = *x;
+                   if (inside) *entry = *x * slabs[s * G::kSlab + G::kLifted];
                  });
   }
 }
@@ -248,7 +249,7 @@ __device__ __forceinline__ void group_pass(T (&t)[G::kEntries], const GroupLane<
     for (int i = 0; i < C * G::N; ++i) result[i] = kNaN<T>;
   }
   sync_warp();
-  store_solutions<C>(warp, first);
+  store_solutions<C>(warp, slabs, first);
 }
 
 // C is 1 for at most one right-hand side, else Q.
@@ -268,6 +269,8 @@ __global__ void __launch_bounds__(kWarp, 8)
   clear_columns(at);
   T t[G::kEntries] = {};
   load_group(t, at, warp, args.damping[own * args.damping_stride], wide);
+  const T lift = lift_tiny(t, at);
+  if (at.lane == 0) at.slab[G::kLifted] = lift;  // for X at the end; in a register it would spill
 
   int bad = N;  // the first column with a bad pivot
   int64_t first = 0;

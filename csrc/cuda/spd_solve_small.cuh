@@ -20,7 +20,7 @@ namespace backmatch::cuda {
 template <int N, int C, class T>
 __device__ __forceinline__ void thread_pass(const SpdSolveArgs<T>& args, int64_t system, int live,
                                             int64_t first, const T (&t)[triangle(N, 0)],
-                                            int32_t info, T* slab) {
+                                            T lift, int32_t info, T* slab) {
   const int lane = thread_index();
   const auto beyond = [&](int s, int c) { return s >= live || first + c >= args.k; };
   fill_slab<N * C>(slab, lane, [&](int s, int i) {
@@ -33,7 +33,7 @@ __device__ __forceinline__ void thread_pass(const SpdSolveArgs<T>& args, int64_t
   for (int c = 0; c < C && first + c < args.k; ++c) {
     T b[N];
 #pragma unroll
-    for (int i = 0; i < N; ++i) b[i] = own[i * C + c];
+    for (int i = 0; i < N; ++i) b[i] = own[i * C + c] * lift;
     thread_solve<N>(t, b);
 #pragma unroll
     for (int i = 0; i < N; ++i) own[i * C + c] = info == 0 ? b[i] : kNaN<T>;
@@ -76,18 +76,19 @@ __global__ void __launch_bounds__(kWarp) spd_solve_thread_kernel(SpdSolveArgs<T>
     for (int c = 0; c <= i; ++c) t[triangle(i, c)] = slab[lane * kThreadStride + i * N + c];
     t[triangle(i, i)] += damping;
   }
+  const T lift = lift_tiny<N>(t);
   const int32_t info = thread_factor<N>(t);
   if (lane < live) args.info[system + lane] = info;
 
   if (args.k == 1) {
     sync_warp();
-    thread_pass<N, 1>(args, system, live, 0, t, info, slab);
+    thread_pass<N, 1>(args, system, live, 0, t, lift, info, slab);
     return;
   }
 #pragma unroll 1
   for (int64_t first = 0; first < args.k; first += kThreadColumns) {
     sync_warp();
-    thread_pass<N, kThreadColumns>(args, system, live, first, t, info, slab);
+    thread_pass<N, kThreadColumns>(args, system, live, first, t, lift, info, slab);
   }
 }
 

@@ -67,6 +67,24 @@ __device__ __forceinline__ void fill_slab_from(T* slab, int lane, const T* sourc
 
 constexpr __host__ __device__ int triangle(int i, int c) { return i * (i + 1) / 2 + c; }
 
+// Multiplies a system of tiny diagonal by a power of two, which it returns for the right-hand sides.
+template <int N, class T>
+__device__ __forceinline__ T lift_tiny(T (&t)[triangle(N, 0)]) {
+  bool tiny = false;
+  bool huge = false;
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+    tiny |= is_tiny_diagonal(t[triangle(i, i)]);
+    huge |= t[triangle(i, i)] > kHugeDiagonal<T>;
+  }
+  const T lift = tiny && !huge ? kLift<T> : T(1);
+  if (lift != T(1)) {
+#pragma unroll
+    for (int e = 0; e < triangle(N, 0); ++e) t[e] *= lift;
+  }
+  return lift;
+}
+
 // Entry (i, c) of the lower triangle lies at t[triangle(i, c)]. After it the strict lower triangle
 // holds C = L D and the diagonal 1 / D. Returns the LAPACK info.
 template <int N, class T>
