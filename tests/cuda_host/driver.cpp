@@ -1,29 +1,10 @@
 // The C face of the emulated kernels, called from Python through ctypes. Functions that launch
 // return an empty string, or what went wrong.
-#include <exception>
-#include <string>
-
 #include "emulator.h"
+#include "guarded.h"
 #include "launch.h"
 #include "memory_check.h"
 #include "planted.cuh"
-
-namespace {
-
-std::string message;
-
-template <class Call>
-const char* guarded(const Call& call) {
-  message.clear();
-  try {
-    call();
-  } catch (const std::exception& error) {
-    message = error.what();
-  }
-  return message.c_str();
-}
-
-}  // namespace
 
 namespace cuda = backmatch::cuda;
 

@@ -1,25 +1,6 @@
 // The C face of the emulated conjugate gradient kernels; conventions as in driver.cpp.
-#include <exception>
-#include <string>
-
+#include "guarded.h"
 #include "launch.h"
-
-namespace {
-
-std::string message;
-
-template <class Call>
-const char* guarded(const Call& call) {
-  message.clear();
-  try {
-    call();
-  } catch (const std::exception& error) {
-    message = error.what();
-  }
-  return message.c_str();
-}
-
-}  // namespace
 
 namespace cuda = backmatch::cuda;
 
