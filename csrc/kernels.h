@@ -82,19 +82,7 @@ struct RidgeDualArgs {
 // (Z^T D_j^2 Z + damping_j I) d_j = Z^T D_j R_j: the same minimiser in primal form. Rows with D == 0
 // do not count, whatever Z and R hold there. On CUDA only; the CPU forms G and solves.
 template <class T>
-struct RidgePrimalArgs {
-  int64_t batch, m, n;
-  const T* Z;
-  int64_t z_row, z_col;
-  const T* D;
-  int64_t d_batch, d_col;
-  const T* R;
-  int64_t r_batch, r_col;
-  const T* damping;
-  int64_t damping_stride;
-  T* d;
-  int32_t* info;
-};
+using RidgePrimalArgs = RidgeDualArgs<T>;
 
 // ridge_complement: ridge_dual for one damping (damping_stride is not read), float32, and 0/1 slopes
 // most of which are 1 in many systems; other systems are solved as by ridge_dual.
