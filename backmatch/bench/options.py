@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..training.failures import UsageError, show
-from ..training.options import choice, integer
+from ..training.readers import choice, integer
 from ..training.rundir import check_writable
 
 RESULT, FIGURE = "bench.json", "bench.png"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -86,18 +87,22 @@ class Trainer:
             checkpoint.save(folder.path, self._state(folder.size))
         return self.position.step == self.total
 
-    def _epoch(self, folder: RunFolder, progress: Progress, interrupts: Interrupts) -> None:
-        epoch, start = divmod(self.position.step, self._per_epoch)
-        if start == 0:
-            self.position.loss_sum, self.position.correct = 0.0, 0
-        self.model.train()
-        for x, y in batches(
+    def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """What the run sees in an epoch (counted from 0) from position ``start`` on."""
+        return batches(
             self.data,
             batch_size=self.config.batch_size,
             seed=self.config.seed,
             epoch=epoch,
             start=start,
-        ):
+        )
+
+    def _epoch(self, folder: RunFolder, progress: Progress, interrupts: Interrupts) -> None:
+        epoch, start = divmod(self.position.step, self._per_epoch)
+        if start == 0:
+            self.position.loss_sum, self.position.correct = 0.0, 0
+        self.model.train()
+        for x, y in self.batches(epoch, start):
             row = self._step(x, y, epoch + 1)
             folder.log(row)
             progress.step(row["step"], row["train_loss"])
