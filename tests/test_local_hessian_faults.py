@@ -22,16 +22,19 @@ def layer() -> nn.Linear:
 
 
 class Failing(nn.Module):
-    """Moves its buffer and the RNG, then raises."""
+    """Moves its buffers, an attribute and the RNG, then raises."""
 
     def __init__(self) -> None:
         super().__init__()
+        self.calls = 0
         self.weight = nn.Parameter(torch.ones(4, dtype=torch.float64))
         self.register_buffer("count", torch.zeros(()))
 
     def forward(self, z: Tensor) -> Tensor:
+        self.calls += 1
         self.count += 1
         self.count = torch.rand(())
+        self.register_buffer("another", z)
         raise KeyboardInterrupt
 
 
@@ -72,7 +75,8 @@ def nan_weight() -> nn.Module:
 
 
 WRONG: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
-    "no module": (lambda: bm.local_hessian([layer()], Z), TypeError, "block must be an nn.Module"),
+    "no module": (lambda: bm.local_hessian([layer()], Z), TypeError, "block must be one nn.Module"),
+    "list": (lambda: bm.local_hessian(nn.ModuleList([layer()]), Z), TypeError, "got ModuleList"),
     "no tensor": (lambda: bm.local_hessian(layer(), Z.numpy()), TypeError, "z must be a torch.T"),
     "side": (lambda: bm.local_hessian(layer(), Z, "output"), ValueError, "side must be one of inp"),
     "k": (lambda: bm.local_hessian(layer(), Z, k=0), ValueError, "k must be at least 1"),
@@ -226,6 +230,7 @@ def test_leaves_no_trace_on_an_interrupt() -> None:
     for r in (None, Z):
         with pytest.raises(KeyboardInterrupt):
             bm.local_hessian(block, Z, "weight", r)
+        assert block.calls == 0
         assert same_state(before, state_of(block))
         assert torch.equal(torch.get_rng_state(), rng)
 

@@ -59,10 +59,10 @@ def pose(module: nn.Module, z: Tensor, side: str, displacement: Tensor | None) -
 
 
 def _checked(module: nn.Module, z: Tensor, side: str) -> nn.Module:
-    if not isinstance(module, nn.Module):
+    if not isinstance(module, nn.Module) or isinstance(module, (nn.ModuleList, nn.ModuleDict)):
         raise TypeError(
-            f"block must be an nn.Module, got {type(module).__name__}; several layers are one "
-            "block in an nn.Sequential"
+            f"block must be one nn.Module with a forward, got {type(module).__name__}; several "
+            "layers are one block in an nn.Sequential"
         )
     module = unwrapped(module)
     for part in module.modules():
