@@ -36,15 +36,16 @@ def isolated(module: nn.Module, device: torch.device) -> Iterator[None]:
                     part._buffers[key] = copies.setdefault(id(buffer), buffer.detach().clone())
         yield
     finally:
+        # First, as setting a recurrent module's weights writes to a list among its attributes.
+        for part, saved in attributes:
+            part.__dict__.clear()
+            part.__dict__.update(saved)
         for part, parameters, buffers in tables:
             for key, parameter in parameters.items():
                 if parameter is not None:
                     setattr(part, key, parameter)
             part._buffers.clear()
             part._buffers.update(buffers)
-        for part, saved in attributes:
-            part.__dict__.clear()
-            part.__dict__.update(saved)
         random.restore()
 
 
