@@ -142,6 +142,11 @@ WRONG: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         TypeError,
         "v must be real",
     ),
+    "v NaN": (
+        lambda: bm.local_hessian(layer(), Z) @ torch.full((20,), torch.nan).double(),
+        bm.NonFiniteError,
+        "H @ v",
+    ),
     "unflatten": (lambda: bm.local_hessian(layer(), Z).unflatten(Z), ValueError, r"shape \(20,\)"),
     "too dense": (
         lambda: bm.local_hessian(nn.ReLU(), torch.ones(20, 1000)).to_dense(),

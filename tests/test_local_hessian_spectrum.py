@@ -293,8 +293,28 @@ def test_estimated_trace_says_so() -> None:
     assert H.size > 256
     assert not H.trace_is_exact
     estimate = H.trace
-    exact = bm.local_hessian(block, seeded(10, 20), "weight")
-    total = float(exact.eigenvalues.sum())
-    assert exact.trace_is_exact
-    assert exact.trace == pytest.approx(total)
+    total = float(H.eigenvalues.sum())
+    assert H.trace_is_exact  # now that all eigenvalues are known
+    assert H.trace == pytest.approx(total)
     assert estimate == pytest.approx(total, rel=0.2)
+
+
+def test_trace_mean_is_the_scalar_of_the_sweep() -> None:
+    """``Scalar(kind="trace")`` divides the gradient by it, on both sides."""
+    torch.manual_seed(0)
+    block = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Tanh()).double()
+    z = seeded(7, 4)
+    traces = [bm.local_hessian(block, z, side).trace_mean for side in ("weight", "input")]
+    steps = []
+    for solver in (bm.Gradient(), bm.Scalar(kind="trace")):
+        matcher = bm.BackMatching([nn.Identity(), block], weights=solver, inputs=solver)
+        step = matcher.backward(z, lambda out: out.square().sum() / 7, keep=True).blocks[1]
+        steps.append((step.weight_step["0.weight"], step.input_step))
+    for c, gradient, scaled in zip(traces, *steps, strict=True):
+        assert torch.allclose(scaled * c, gradient, rtol=1e-9, atol=1e-14)
+
+
+def test_eigenvalues_are_the_callers_own() -> None:
+    H = bm.local_hessian(linear(torch.eye(3, dtype=F64)), seeded(2, 3))
+    H.eigenvalues.zero_()
+    assert (H.rank, float(H.eigenvalues.sum())) == (6, 6.0)
