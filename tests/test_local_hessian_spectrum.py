@@ -250,6 +250,10 @@ def test_lanczos_that_stops_early_says_so(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(lanczos, "LEAST_STEPS", 20)
     with pytest.raises(bm.NotConvergedError, match="did not settle 1 eigenvalues within 40 steps"):
         lanczos.torch_lanczos(lambda v: A @ v, A.new_empty(3000), 1, 0)
+    solve = lanczos.eigsh
+    monkeypatch.setattr(lanczos, "eigsh", lambda *a, **options: solve(*a, **options, maxiter=1))
+    with pytest.raises(bm.NotConvergedError, match=r"found \d of 3 eigenvalues before its cap"):
+        lanczos.arpack(lambda v: A @ v, A.new_empty(3000), 3, 0)
 
 
 def test_large_blocks_take_lanczos_by_themselves() -> None:
