@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import backmatch as bm
 
@@ -260,6 +261,40 @@ def test_stays_true_to_its_moment(hooked: bool, full: bool) -> None:
         assert not torch.allclose(bm.local_hessian(block, z, side, r).to_dense(), want)
         z.copy_(z0)
         block.load_state_dict(state)
+
+
+class Recomputed(nn.Module):
+    """Runs its forward pass again in every backward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(0.3), nn.Tanh())
+
+    def forward(self, z: Tensor) -> Tensor:
+        return checkpoint(self.body, z, use_reentrant=False)
+
+
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("side", ["input", "weight"])
+def test_recomputation_sees_the_moment(side: str, full: bool) -> None:
+    """Activation checkpointing: neither a moved model nor its buffers are touched, or seen."""
+    torch.manual_seed(0)
+    block = Recomputed().double()
+    r = torch.ones(5, 4).double() if full else None
+    torch.manual_seed(1)
+    want = bm.local_hessian(block.body, Z, side, r).to_dense()
+    torch.manual_seed(1)
+    H = bm.local_hessian(block, Z, side, r)
+    with torch.no_grad():
+        for p in block.parameters():
+            p.add_(1.0)
+    block.eval()
+    before, rng = state_of(block), torch.get_rng_state()
+    assert torch.allclose(H.to_dense(), want, rtol=1e-10, atol=1e-12)
+    assert torch.isfinite(H.eigenvalues).all()
+    assert same_state(before, state_of(block))
+    assert torch.equal(torch.get_rng_state(), rng)
+    assert not block.training
 
 
 def test_dropout_keeps_one_mask() -> None:
