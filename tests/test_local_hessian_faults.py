@@ -53,9 +53,32 @@ class OnceDifferentiable(torch.autograd.Function):
         return 2 * ctx.saved_tensors[0] * grad
 
 
+class WithForwardMode(torch.autograd.Function):
+    """The same with a forward-mode derivative: its Gauss-Newton Hessian can be had."""
+
+    @staticmethod
+    def forward(z: Tensor) -> Tensor:
+        return z.square()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    backward = OnceDifferentiable.backward
+
+    @staticmethod
+    def jvp(ctx: Any, dz: Tensor) -> Tensor:
+        return 2 * ctx.saved_tensors[0] * dz
+
+
 class Squared(nn.Module):
+    def __init__(self, kind: type[torch.autograd.Function] = OnceDifferentiable) -> None:
+        super().__init__()
+        self.kind = kind
+
     def forward(self, z: Tensor) -> Tensor:
-        return OnceDifferentiable.apply(z)
+        return self.kind.apply(z)
 
 
 class Exploding(nn.Module):
@@ -162,6 +185,15 @@ def test_wrong_calls_name_what_is_wrong(name: str) -> None:
     call, error, text = WRONG[name]
     with pytest.raises(error, match=text):
         call()
+
+
+def test_a_backward_pass_that_differentiates_to_nothing_is_noticed() -> None:
+    """torch answers with 0 instead of an error; forward mode knows better."""
+    block = Squared(WithForwardMode)
+    H = bm.local_hessian(block, Z)
+    assert torch.allclose(H @ torch.ones(20).double(), 4 * Z.square().flatten())
+    with pytest.raises(TypeError, match="its backward pass cannot be differentiated"):
+        bm.local_hessian(block, Z, displacement=Z)
 
 
 def test_refuses_autocast_and_inference_mode() -> None:
