@@ -18,7 +18,8 @@ CHAIN_OPTIONS = ("kind", "damping", "normalize", "estimate", "probes", "every", 
 
 _HINT = (
     "a scale belongs to a block: pass the blocks (an nn.Sequential or "
-    "backmatch.partition(model)), groups like {'blocks': [...], 'lr': 0.1}, or the parameters together with blocks=..."
+    "backmatch.partition(model)), groups like {'blocks': [...], 'lr': 0.1}, or the parameters "
+    "together with blocks=..."
 )
 
 
