@@ -33,8 +33,9 @@ def test_hooks_come_off():
     with pytest.raises(ZeroDivisionError), ScaleAmendedSGD(net, lr=0.1):
         raise ZeroDivisionError
     assert hook_tables(net) == ([], [])
-    with pytest.raises(KeyboardInterrupt), LayerwiseAdaptiveSGD(net, lr=0.1) as inner:
-        backward(net, *batches(1)[0])
+    inner = LayerwiseAdaptiveSGD(net, lr=0.1)
+    backward(net, *batches(1)[0])
+    with pytest.raises(KeyboardInterrupt), inner:
         raise KeyboardInterrupt
     assert hook_tables(net) == ([], [])
     assert inner._watcher.found is None

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import checks
-from ..model import chain, refuse_shared
+from ..model import chain
 from ..solvers import KINDS
 from . import groups
 from .divisors import BlockScale, averaged, factors, normalising
@@ -245,7 +245,6 @@ class BlockScaledSGD(torch.optim.Optimizer):
         if not keys:
             return self._scalars, True
         run: Pass = self._watcher.found
-        refuse_shared({n: dict(b.named_parameters()) for n, b in self._blocks.items()})
         fresh = measure(self._blocks, run, needs, self._options.rule, self._steps)
         return averaged(self._scalars, fresh, self._options.average), True
 
@@ -255,8 +254,7 @@ class BlockScaledSGD(torch.optim.Optimizer):
             return f"this {name} is closed: it sees no forward pass to take its scales from"
         return (
             f"{name}.step() needs a forward pass of the model and loss.backward() since the last "
-            "step: none was seen through all its blocks (a torch.compile'd model hides its parts: "
-            "pass and call the model itself)"
+            "step: none was seen that ended in the output of the top block"
         )
 
     def _found_factors(

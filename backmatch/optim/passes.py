@@ -105,6 +105,7 @@ class Watcher:
     def watch(self, blocks: Sequence[nn.Module]) -> None:
         """Take these blocks as the chain."""
         self._blocks = list(blocks)
+        self._copies = [may_write(block) for block in blocks]
         self._order: list[nn.Module] = []
         self._starts: dict[int, int] = {}
         for b, block in enumerate(blocks):
@@ -119,7 +120,8 @@ class Watcher:
         """Let go of the pass found; catch the next one if ``wanted``, or if parameters are
         frozen or unfrozen before it."""
         self.found, self.wanted = None, wanted
-        self._trained = self._trains()
+        if not wanted:
+            self._trained = self._trains()
 
     def _trains(self) -> list[bool]:
         return [p.requires_grad for block in self._blocks for p in block.parameters()]
@@ -170,7 +172,7 @@ class Watcher:
             run.trouble = f"block {block} was not called with one tensor"
             return
         z, module = args[0], self._blocks[block]
-        kept = z.detach().clone() if may_write(module) else z.detach()
+        kept = z.detach().clone() if self._copies[block] else z.detach()
         training = [part.training for part in module.modules()]
         replay = Replay.before(module, z.device)
         autocast = torch.is_autocast_enabled(z.device.type)
