@@ -76,6 +76,54 @@ def test_a_step_without_a_new_pass_is_refused():
         assert equal(values(net), before)
 
 
+def test_an_interrupt_in_a_forward_pass():
+    """Torch tells no hook of it; the next pass is caught all the same."""
+
+    class Stop(nn.Module):
+        stop = True
+
+        def __init__(self):
+            super().__init__()
+            self.act = nn.Tanh()
+
+        def forward(self, z):
+            if self.stop:
+                raise KeyboardInterrupt
+            return self.act(z)
+
+    net = model()
+    net.insert(2, Stop())
+    with ScaleAmendedSGD(net, lr=0.1) as optimizer:
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                net(batches(1)[0][0])
+        Stop.stop = False
+        train(net, optimizer, batches(2))
+        assert optimizer.scales["0"].factor > 0
+
+
+def test_opened_again():
+    net, data = model(), batches(2)
+    optimizer = ScaleAmendedSGD(net, lr=0.1)
+    optimizer.close()
+    with optimizer, optimizer:
+        train(net, optimizer, data)
+    assert hook_tables(net) == ([], [])
+
+
+@pytest.mark.filterwarnings("ignore:Using `torch.compile.module.`", "ignore::DeprecationWarning")
+@pytest.mark.slow
+def test_a_compiled_model():
+    net, twin, data = model(), model(), batches(2)
+    with ScaleAmendedSGD(bm.partition(twin), lr=0.1, kind="rayleigh") as optimizer:
+        train(twin, optimizer, data)
+    compiled = torch.compile(net, backend="eager")
+    with ScaleAmendedSGD(bm.partition(compiled), lr=0.1, kind="rayleigh") as optimizer:
+        train(compiled, optimizer, data)
+    for p, q in zip(net.parameters(), twin.parameters(), strict=True):
+        assert torch.allclose(p, q, rtol=1e-10)
+
+
 def other_passes(net, x):
     """Passes that are no training: without gradients, in evaluation, abandoned, for the input."""
     with torch.no_grad():

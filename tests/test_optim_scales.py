@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import numpy as np
@@ -200,6 +201,47 @@ def test_a_chain_of_vanishing_scales():
     assert factors(tiny, [0], 2, 0.0, "abc", chained=False)[0] == pytest.approx(1e120)
     zero = {**tiny, ("input", 2): 0.0}
     assert factors(zero, [0, 1, 2], 2, 0.5, "abc", chained=True)[1] == 0.0
+
+
+def test_factors_beyond_float32():
+    """A deep chain of small scales: the factor is no float32, the step is."""
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Linear(3, 3, bias=False) for _ in range(12)))
+    with torch.no_grad():
+        for layer in model:
+            layer.weight.mul_(0.01)
+    double, x = copy.deepcopy(model).double(), torch.randn(4, 3)
+    moved = []
+    for net, z in ((model, x), (double, x.double())):
+        with ScaleAmendedSGD(net, lr=1e-20, damping=1e-6) as optimizer:
+            (net(z).sum() * 1e10).backward()
+            before = [p.detach().clone() for p in net.parameters()]
+            optimizer.step()
+            factor = optimizer.scales["0"].factor
+            moved.append([p.detach() - b for p, b in zip(net.parameters(), before, strict=True)])
+    assert factor > 1e39
+    for a, b in zip(*moved, strict=True):
+        assert torch.isfinite(a).all()
+        # Both are differences of parameters: the rounding of a float32 parameter is in one.
+        assert float((a - b).abs().max()) < 1e-4 * float(b.abs().max()) + 1e-8
+    with ScaleAmendedSGD(model, lr=1.0) as optimizer:
+        (model(x).sum() * 1e10).backward()
+        before = [p.detach().clone() for p in model.parameters()]
+        with pytest.raises(bm.NonFiniteError, match=r"divided gradient .* in block '\d"):
+            optimizer.step()
+        assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-25])
+def test_normalising_a_vanishing_gradient(size):
+    model, x = net().float(), batch().float()
+    with ScaleAmendedSGD(model, lr=1.0 / size, normalize=True) as optimizer:
+        (model(x).square().mean() * size).backward()
+        before = nn.utils.parameters_to_vector(model.parameters()).detach()
+        optimizer.step()
+        moved = nn.utils.parameters_to_vector(model.parameters()).detach() - before
+        grads = nn.utils.parameters_to_vector(p.grad for p in model.parameters()) / size
+        assert float(moved.norm()) == pytest.approx(float(grads.norm()), rel=1e-3)
 
 
 def test_rayleigh_of_a_vanishing_gradient():

@@ -13,7 +13,7 @@ with or without gradients, in whatever mode) disturbs nothing, and its record di
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -149,7 +149,7 @@ class Watcher:
 
     def _enter(self, module: nn.Module, args: tuple[object, ...]) -> None:
         places = self._places.get(id(module))
-        if places is None or self._inside is not None or _recomputing():
+        if places is None or self._is_part(module) or _recomputing():
             return
         self._inside = module
         if self._at + 1 in places:
@@ -166,6 +166,14 @@ class Watcher:
         if self._running is None:
             self._running = Pass()
         self._catch(self._running, block, args)
+
+    def _is_part(self, module: nn.Module) -> bool:
+        """Whether this call is one within the place that runs, not a place of its own.
+
+        An interrupt leaves a place without notice: then calls of others show that it is over.
+        """
+        inside = self._inside
+        return inside is not None and any(part is module for part in _below(inside))
 
     def _catch(self, run: Pass, block: int, args: tuple[object, ...]) -> None:
         if len(args) != 1 or not isinstance(args[0], Tensor):
@@ -211,6 +219,13 @@ class _Report:
 def _on_gradient(tensor: Tensor, look: Callable[[Tensor], None]) -> None:
     """Show the gradient of a tensor, in every backward pass through it."""
     tensor.register_hook(look)  # type: ignore[no-untyped-call]
+
+
+def _below(module: nn.Module) -> Iterator[nn.Module]:
+    for child in module._modules.values():
+        if child is not None:
+            yield child
+            yield from _below(child)
 
 
 def called(block: nn.Module) -> list[nn.Module]:
