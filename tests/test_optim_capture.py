@@ -124,6 +124,19 @@ def test_a_compiled_model():
         assert torch.allclose(p, q, rtol=1e-10)
 
 
+@pytest.mark.filterwarnings("ignore")  # torch.jit is deprecated
+def test_tracing_and_functional_transforms_are_no_passes():
+    net = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 2)).double()
+    x = batches(1)[0][0]
+    with ScaleAmendedSGD(net, lr=0.1, kind="rayleigh") as optimizer:
+        plain = net(x)
+        assert torch.equal(torch.jit.trace(net, x)(x), plain)
+        assert torch.allclose(torch.func.vmap(net)(x), plain)
+        assert torch.func.jacrev(net)(x).shape == (6, 2, 6, 5)
+        with pytest.raises(RuntimeError, match="needs a forward pass"):
+            optimizer.step()
+
+
 def other_passes(net, x):
     """Passes that are no training: without gradients, in evaluation, abandoned, for the input."""
     with torch.no_grad():

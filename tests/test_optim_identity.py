@@ -80,7 +80,7 @@ def test_update_is_the_sweep(name, kind):
     check(ALL[name], kind)
 
 
-@pytest.mark.parametrize("name", TRAINED[::4])
+@pytest.mark.parametrize("name", TRAINED[::8])
 @pytest.mark.parametrize("kind", KINDS)
 def test_damping_and_no_chain(name, kind):
     check(ALL[name], kind, damping=0.3)

@@ -149,7 +149,7 @@ class Watcher:
 
     def _enter(self, module: nn.Module, args: tuple[object, ...]) -> None:
         places = self._places.get(id(module))
-        if places is None or self._is_part(module) or _recomputing():
+        if places is None or self._is_part(module) or _is_no_pass():
             return
         self._inside = module
         if self._at + 1 in places:
@@ -251,6 +251,14 @@ def may_write(block: nn.Module) -> bool:
     )
 
 
-def _recomputing() -> bool:
-    """Whether a backward pass is under way: checkpointing runs modules again there."""
-    return bool(torch._C._current_graph_task_id() != -1)
+def _is_no_pass() -> bool:
+    """Whether this is no forward pass of a training loop.
+
+    Checkpointing runs modules again in the backward pass; torch.func and torch.jit run them on
+    tensors that stand for others.
+    """
+    return bool(
+        torch._C._current_graph_task_id() != -1
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch.jit.is_tracing()
+    )
