@@ -40,6 +40,7 @@ _PUBLIC: dict[str, str | None] = {
     "linalg": None,
     "local_hessian": "analysis",
     "models": None,
+    "optim": None,
     "partition": "partitioning",
     "reference": None,
 }
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from . import blocks as blocks
     from . import linalg as linalg
     from . import models as models
+    from . import optim as optim
     from . import reference as reference
     from .analysis import local_hessian as local_hessian
     from .auditing import audit as audit
