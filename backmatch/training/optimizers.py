@@ -12,8 +12,12 @@ from .config import TrainConfig
 Parameters = Iterable[nn.Parameter]
 
 OPTIMIZERS: dict[str, Callable[[Parameters, TrainConfig], torch.optim.Optimizer]] = {
-    "sgd": lambda p, c: torch.optim.SGD(p, lr=c.lr, momentum=c.momentum or 0.0),
-    "adam": lambda p, c: torch.optim.Adam(p, lr=c.lr),
-    "adamw": lambda p, c: torch.optim.AdamW(p, lr=c.lr),
-    "rmsprop": lambda p, c: torch.optim.RMSprop(p, lr=c.lr, momentum=c.momentum or 0.0),
+    "sgd": lambda p, c: torch.optim.SGD(
+        p, lr=c.lr, momentum=c.momentum or 0.0, weight_decay=c.weight_decay
+    ),
+    "adam": lambda p, c: torch.optim.Adam(p, lr=c.lr, weight_decay=c.weight_decay),
+    "adamw": lambda p, c: torch.optim.AdamW(p, lr=c.lr, weight_decay=c.weight_decay),
+    "rmsprop": lambda p, c: torch.optim.RMSprop(
+        p, lr=c.lr, momentum=c.momentum or 0.0, weight_decay=c.weight_decay
+    ),
 }
