@@ -6,7 +6,7 @@ import gzip
 import tarfile
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, cast
 
 #: The original archives unpack to 186 MB; what unpacks to more is none of them.
 MOST_BYTES = 256 * 2**20
@@ -33,7 +33,7 @@ def members(path: Path, wanted: Collection[str]) -> Iterator[tuple[str, bytes]]:
     try:
         with path.open("rb") as raw, gzip.GzipFile(fileobj=raw) as unzipped:
             limited = _Limited(unzipped)
-            with tarfile.open(fileobj=limited, mode="r|") as archive:
+            with tarfile.open(fileobj=cast(Any, limited), mode="r|") as archive:
                 for count, member in enumerate(archive):
                     _check(member, count)
                     name = member.name.removeprefix("./")
@@ -80,7 +80,7 @@ def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 class _Limited:
     """A stream that gives no more than :data:`MOST_BYTES`, however small the file is."""
 
-    def __init__(self, stream: BinaryIO | Any) -> None:
+    def __init__(self, stream: gzip.GzipFile) -> None:
         self._stream, self._left = stream, MOST_BYTES
 
     def read(self, size: int) -> bytes:

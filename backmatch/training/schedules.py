@@ -60,7 +60,7 @@ class Scheduled:
 
     def rate(self) -> dict[str, float]:
         """What the log says of the next step: the ``lr`` of the first group."""
-        return {"lr": self._scheduler.get_last_lr()[0]}
+        return {"lr": float(self._scheduler.get_last_lr()[0])}
 
     def state_dict(self) -> dict[str, Any]:
         return self._scheduler.state_dict()
