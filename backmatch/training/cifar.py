@@ -96,22 +96,27 @@ def _read(kind: Kind, directory: Path) -> dict[str, tuple[Array, Array]]:
     """Images and labels of every file, in the data set's order."""
     version, place = _find(kind, directory)
     parts: dict[str, tuple[Array, Array]] = {}
-    path = place
     try:
         for file, content in _contents(version, place):
-            path = place / file
-            x, labels = version.read(content, kind)
-            parts[file] = x.reshape(-1, *SHAPE), _checked(kind, len(x), labels)
-        path = place
+            parts[file] = _parsed(version, kind, place / file, content)
     except OSError as error:
-        reason = error.strerror or show(str(error))
+        reason, path = error.strerror or show(str(error)), error.filename or place
         raise UsageError(f"{_where(kind, path)}: cannot read it: {reason}") from None
-    except (archives.RefusedError, pickles.RefusedError, ValueError) as error:
-        raise UsageError(f"{_where(kind, path)}: {error}; get the file anew") from None
+    except archives.RefusedError as error:
+        raise UsageError(f"{_where(kind, place)}: {error}; get the file anew") from None
     missing = [file for file in version.files if file not in parts]
     if missing:
         raise UsageError(f"{_where(kind, place)}: it has no {version.folder}/{missing[0]}")
     return {file: parts[file] for file in version.files}
+
+
+def _parsed(version: Version, kind: Kind, path: Path, content: bytes) -> tuple[Array, Array]:
+    """Images and labels of one file, checked."""
+    try:
+        x, labels = version.read(content, kind)
+        return x.reshape(-1, *SHAPE), _checked(kind, len(x), labels)
+    except (pickles.RefusedError, ValueError) as error:
+        raise UsageError(f"{_where(kind, path)}: {error}; get the file anew") from None
 
 
 def _find(kind: Kind, directory: Path) -> tuple[Version, Path]:
@@ -147,7 +152,7 @@ def _not_found(kind: Kind, directory: Path) -> str:
     )
 
 
-def _where(kind: Kind, path: Path) -> str:
+def _where(kind: Kind, path: Path | str) -> str:
     return f"--data {kind.name}: {show(str(path), 150)}"
 
 
@@ -161,7 +166,7 @@ def _contents(version: Version, place: Path) -> Iterator[tuple[str, bytes]]:
         with (place / file).open("rb") as opened:
             content = opened.read(archives.MOST_BYTES + 1)
         if len(content) > archives.MOST_BYTES:
-            raise ValueError(f"larger than {archives.MOST_BYTES // 2**20} MiB")
+            raise archives.RefusedError(f"{file} is larger than {archives.MOST_BYTES // 2**20} MiB")
         yield file, content
 
 
