@@ -97,6 +97,7 @@ def resolve(*levels: Mapping[str, Any]) -> TrainConfig:
     _fill_data(values, given)
     _fill_model(values, given)
     _fill_optimizer(values)
+    _fill_decay(values)
     del values["damping"]
     return TrainConfig(**values)
 
@@ -157,11 +158,15 @@ def _fill_optimizer(values: dict[str, Any]) -> None:
         values["momentum"] = usual if values["momentum"] is None else values["momentum"]
     elif values["momentum"] is not None:
         raise ValueError(f"--momentum has no effect with --optimizer {name}; drop it")
-    if values["weight_decay"] is None:  # that of adamw is torch's own default
-        values["weight_decay"] = 0.01 if name == "adamw" else 0.0
     if values["lr"] is None:
         sgd = 1.0 if values["method"] == "backmatch" else 0.1
         values["lr"] = sgd if name == "sgd" else 1e-3
+
+
+def _fill_decay(values: dict[str, Any]) -> None:
+    if values["weight_decay"] is None:
+        # That of adamw is torch's own default.
+        values["weight_decay"] = 0.01 if values["optimizer"] == "adamw" else 0.0
 
 
 def read_config_file(path: Path, flag: str = "--config") -> dict[str, Any]:
