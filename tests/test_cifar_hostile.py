@@ -159,7 +159,7 @@ U1 = DTYPE + b"U\x02u1K\x00K\x01\x87R"
         (b".", "damaged"),
         (b"\x80\x02}", "damaged"),
         (b"<html>not a pickle</html>", "instruction"),
-        (b"I" + b"9" * 10_000 + b"\n.", "instruction"),  # int() of many digits is slow
+        (b"I" + b"9" * 10_000 + b"\n.", "number of 10000 digits"),  # int() of many digits is slow
         (b"\x80\x02}U\x04data]U\x04datas", "sets items of something"),
     ],
 )

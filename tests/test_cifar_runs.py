@@ -72,6 +72,10 @@ def test_default_folder_and_mlp(
 SCHEDULED = {
     "cosine": ["--method", "bp", "--schedule", "cosine", "--weight-decay", "5e-4"],
     "step": ["--method", "bp", "--schedule", "step", "--optimizer", "adam"],
+    "scale-amended": [
+        *("--method", "bp", "--optimizer", "scale-amended", "--scale-every", "2"),
+        *("--schedule", "cosine", "--weight-decay", "5e-4"),
+    ],
     "exact": ["--weights", "auto", "--inputs", "gradient", "--schedule", "cosine"],
 }
 

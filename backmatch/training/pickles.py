@@ -20,8 +20,8 @@ import numpy as np
 
 Array = np.ndarray[Any, Any]
 
-#: Bytes of a line in a text instruction; names and numbers are shorter.
-LONGEST_LINE = 200
+#: Digits of a whole number written as text: to read many takes quadratic time.
+MOST_DIGITS = 20
 
 
 class RefusedError(Exception):
@@ -67,13 +67,6 @@ def _value(value: Any) -> Any:
     return value.content
 
 
-class _Lines(io.BytesIO):
-    """Bytes whose lines are short: turning a long one into a number takes quadratic time."""
-
-    def readline(self, size: int | None = -1, /) -> bytes:
-        return super().readline(LONGEST_LINE)
-
-
 class _Reader(pickle._Unpickler):
     """The standard library's own machine in Python, with few instructions and no way to call.
 
@@ -84,9 +77,10 @@ class _Reader(pickle._Unpickler):
     append: Callable[[Any], None]
     pop_mark: Callable[[], list[Any]]
     read: Callable[[int], bytes]
+    readline: Callable[[], bytes]
 
     def __init__(self, content: bytes) -> None:
-        super().__init__(_Lines(content), encoding="bytes")
+        super().__init__(io.BytesIO(content), encoding="bytes")
         self._encoded, self._size = 0, len(content)
 
     def find_class(self, module: str, name: str) -> Any:
@@ -97,6 +91,15 @@ class _Reader(pickle._Unpickler):
 
     def persistent_load(self, pid: Any) -> Any:
         raise RefusedError("it refers to something outside of it")
+
+    def load_int(self) -> None:
+        text = self.readline().strip()
+        if text in (b"00", b"01"):  # how protocol 1 writes a truth value
+            self.append(text == b"01")
+        elif len(text) > MOST_DIGITS:
+            raise RefusedError(f"it holds a number of {len(text)} digits")
+        else:
+            self.append(int(text))
 
     def load_reduce(self) -> None:
         arguments = self.stack.pop()
@@ -151,7 +154,7 @@ class _Instructions(dict[int, Callable[..., None]]):
 def _instructions() -> _Instructions:
     plain = (
         *(pickle.PROTO, pickle.FRAME, pickle.STOP, pickle.MARK, pickle.NONE),
-        *(pickle.NEWTRUE, pickle.NEWFALSE, pickle.INT, pickle.BININT, pickle.BININT1),
+        *(pickle.NEWTRUE, pickle.NEWFALSE, pickle.BININT, pickle.BININT1),
         *(pickle.BININT2, pickle.LONG1, pickle.SHORT_BINSTRING, pickle.BINSTRING),
         *(pickle.SHORT_BINUNICODE, pickle.BINUNICODE, pickle.BINUNICODE8),
         *(pickle.SHORT_BINBYTES, pickle.BINBYTES, pickle.BINBYTES8),
@@ -162,6 +165,7 @@ def _instructions() -> _Instructions:
     )
     known = _Instructions({code[0]: pickle._Unpickler.dispatch[code[0]] for code in plain})
     for code, own in (
+        (pickle.INT, _Reader.load_int),
         (pickle.REDUCE, _Reader.load_reduce),
         (pickle.BUILD, _Reader.load_build),
         (pickle.SETITEM, _Reader.load_setitem),

@@ -38,7 +38,7 @@ class Normalization:
         place = {"dtype": self.dtype, "device": pixels.device}
         mean = torch.tensor(self.mean, **place).view(shape)  # type: ignore[arg-type]
         std = torch.tensor(self.std, **place).view(shape)  # type: ignore[arg-type]
-        return pixels.to(self.dtype).sub_(mean).div_(std)
+        return pixels.to(self.dtype).sub(mean).div_(std)
 
 
 def statistics(pixels: np.ndarray[Any, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
