@@ -236,6 +236,13 @@ def test_memory_is_taken_only_for_bytes_that_are_there(content: bytes) -> None:
         tracemalloc.stop()
 
 
+def test_a_byte_that_asks_for_a_list_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pickles, "MOST_INSTRUCTIONS", 1000)
+    assert "more than 1000 instructions" in told(b"\x80\x02" + b"]" * 1000 + b".")
+    pickles.load(b"\x80\x02}U\x01a](" + b"K\x01" * 900 + b"es.")  # each file has its own count
+    pickles.load(b"\x80\x02}U\x01a](" + b"K\x01" * 900 + b"es.")
+
+
 @pytest.mark.parametrize("protocol", [2, 4, 5])
 def test_truncated_and_flipped_pickles_load_or_are_refused(protocol: int) -> None:
     """Any other exception, a crash or a hang fails the test."""

@@ -54,7 +54,7 @@ def test_a_run(data: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFi
 
 def test_a_net_learns_the_patterns(folder: Path, tmp_path: Path) -> None:
     """Labels and images belong together, and the test images are prepared as the others are."""
-    words = ["--method", "bp", "--augment", "none", "--epochs", "12", "--quiet", "--lr", "0.2"]
+    words = ["--model", "mlp", "--hidden", "none", "--augment", "none", "--quiet"]
     assert finish(arguments(folder, *words, "--out", str(tmp_path))) == 0
     assert json.loads((tmp_path / "summary.json").read_text())["test_accuracy"] > 0.9
 
@@ -76,7 +76,7 @@ SCHEDULED = {
         *("--method", "bp", "--optimizer", "scale-amended", "--scale-every", "2"),
         *("--schedule", "cosine", "--weight-decay", "5e-4"),
     ],
-    "exact": ["--weights", "auto", "--inputs", "gradient", "--schedule", "cosine"],
+    "exact": ["--model", "mlp", "--hidden", "12", "--schedule", "cosine"],
 }
 
 
@@ -157,16 +157,3 @@ def test_dry_run(method: str, folder: Path, capsys: pytest.CaptureFixture[str]) 
     out = capsys.readouterr().out
     assert "cnn on cifar10: batch 32, 3 steps an epoch" in out
     assert "stand-in" in out
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("method", ["bp", "backmatch"])
-def test_vgg13_takes_a_step(method: str, tmp_path: Path) -> None:
-    fake_cifar.write(tmp_path / "data", "cifar10", "binary", per_file=1)
-    words = ["--model", "vgg13_bn", "--method", method, "--batch-size", "4", "--epochs", "1"]
-    words += ["--quiet", "--out", str(tmp_path / "run")]
-    assert finish(arguments(tmp_path / "data", *words)) == 0
-    step, evaluation = rows(tmp_path / "run")
-    assert step["train_loss"] > 0
-    assert evaluation["test_loss"] > 0
-    assert step.get("converged", True)

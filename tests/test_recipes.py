@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 from backmatch.cli import main
-from backmatch.training import recipes, run
+from backmatch.training import recipes
 from backmatch.training.config import resolve
 from backmatch.training.failures import UsageError
 
@@ -67,8 +68,14 @@ def test_recipe_trains(name: str, tmp_path: Path) -> None:
         assert main([*words, "--out", str(tmp_path / "run")]) == 0
     finally:
         torch.set_num_threads(threads)
-    config = run.settle(resolve(recipes.read(name)))
-    assert config.epochs > 1  # the recipe itself is as it was
+    step, evaluation = map(
+        json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    )
+    assert (step["kind"], evaluation["kind"]) == ("step", "evaluation")
+    assert step["lr"] == resolve(recipes.read(name)).lr
+    assert step["train_loss"] > 0
+    assert evaluation["test_loss"] > 0
+    assert step.get("converged", True)
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,9 @@ Array = np.ndarray[Any, Any]
 
 #: Digits of a whole number written as text: to read many takes quadratic time.
 MOST_DIGITS = 20
+#: Instructions of a pickle; CIFAR's need six for each of 50,000 images. One byte can ask for a
+#: list, which takes 64.
+MOST_INSTRUCTIONS = 2_000_000
 
 
 class RefusedError(Exception):
@@ -82,6 +85,7 @@ class _Reader(pickle._Unpickler):
     def __init__(self, content: bytes) -> None:
         super().__init__(io.BytesIO(content), encoding="bytes")
         self._encoded, self._size = 0, len(content)
+        self.dispatch = _Instructions(_KNOWN)  # type: ignore[misc]  # one counter for each file
 
     def find_class(self, module: str, name: str) -> Any:
         """What a name stands for; only the names of :data:`_NAMES` stand for anything."""
@@ -147,11 +151,20 @@ class _Reader(pickle._Unpickler):
 
 
 class _Instructions(dict[int, Callable[..., None]]):
-    def __missing__(self, code: int) -> Callable[..., None]:
-        raise RefusedError(f"it uses an instruction that no data needs ({chr(code)!a})")
+    """Looked up once for each instruction, and counted."""
+
+    count = 0
+
+    def __getitem__(self, code: int) -> Callable[..., None]:
+        self.count += 1
+        if self.count > MOST_INSTRUCTIONS:
+            raise RefusedError(f"it has more than {MOST_INSTRUCTIONS} instructions")
+        if code not in self:
+            raise RefusedError(f"it uses an instruction that no data needs ({chr(code)!a})")
+        return super().__getitem__(code)
 
 
-def _instructions() -> _Instructions:
+def _instructions() -> dict[int, Callable[..., None]]:
     plain = (
         *(pickle.PROTO, pickle.FRAME, pickle.STOP, pickle.MARK, pickle.NONE),
         *(pickle.NEWTRUE, pickle.NEWFALSE, pickle.BININT, pickle.BININT1),
@@ -163,7 +176,9 @@ def _instructions() -> _Instructions:
         *(pickle.GLOBAL, pickle.STACK_GLOBAL, pickle.MEMOIZE),
         *(pickle.BINPUT, pickle.LONG_BINPUT, pickle.BINGET, pickle.LONG_BINGET),
     )
-    known = _Instructions({code[0]: pickle._Unpickler.dispatch[code[0]] for code in plain})
+    known: dict[int, Callable[..., None]] = {
+        code[0]: pickle._Unpickler.dispatch[code[0]] for code in plain
+    }
     for code, own in (
         (pickle.INT, _Reader.load_int),
         (pickle.REDUCE, _Reader.load_reduce),
@@ -177,7 +192,7 @@ def _instructions() -> _Instructions:
     return known
 
 
-_Reader.dispatch = _instructions()
+_KNOWN = _instructions()
 
 
 @dataclass(frozen=True, slots=True)
