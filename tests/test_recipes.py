@@ -101,7 +101,7 @@ def test_a_wrong_name_is_answered_without_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.stdout == "2 False\n"
-    assert "did you mean 'vgg13-cifar10'?" in done.stderr
+    assert "(did you mean vgg13-cifar10?)" in done.stderr
     assert "vgg13-cifar100-scale-amended" in done.stderr
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 from importlib.resources import files
 from typing import Any
 
-from .config import read_config_text, unknown
-from .failures import UsageError
+from .config import read_config_text
+from .failures import UsageError, show
 
 PREFIX = "recipe:"
 
@@ -33,8 +34,11 @@ def text(name: str) -> str:
     """
     known = names()
     if name not in known:
-        told = unknown("recipe", name, known, "backmatch train --help")
-        raise UsageError(f"--config {PREFIX}..: {told}; there are {', '.join(known)}")
+        close = difflib.get_close_matches(name[:60], known, n=1, cutoff=0.7)
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        raise UsageError(
+            f"--config: unknown recipe {show(name)}{hint}; there are {', '.join(known)}"
+        )
     folder = files(__package__.rpartition(".")[0]) / "recipes"
     return (folder / f"{name}.yaml").read_text(encoding="utf-8")
 
