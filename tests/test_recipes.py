@@ -60,9 +60,9 @@ def test_recipes_differ_in_nothing_but_the_optimizer(data: str) -> None:
 def test_recipe_trains(name: str, tmp_path: Path) -> None:
     """One epoch of one small batch; flags go over the recipe."""
     data = "cifar100" if "cifar100" in name else "cifar10"
-    fake_cifar.write(tmp_path / "data", data, "binary", per_file=4 if data == "cifar100" else 1)
+    fake_cifar.write(tmp_path / "data", data, "binary", per_file=3 if data == "cifar100" else 1)
     words = ["train", "--config", f"recipe:{name}", "--data-dir", str(tmp_path / "data")]
-    words += ["--epochs", "1", "--batch-size", "4", "--device", "cpu", "--threads", "1", "--quiet"]
+    words += ["--epochs", "1", "--batch-size", "3", "--device", "cpu", "--threads", "1", "--quiet"]
     threads = torch.get_num_threads()
     try:
         assert main([*words, "--out", str(tmp_path / "run")]) == 0
