@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 import torch
 
+from backmatch.cli import main
 from backmatch.training import archives, data, pickles
 from backmatch.training.failures import UsageError
 
@@ -263,15 +264,23 @@ def test_truncated_and_flipped_pickles_load_or_are_refused(protocol: int) -> Non
     assert 0 < loaded < 1500
 
 
-def test_a_hostile_file_in_the_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hostile_file_in_the_layout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From the command line: one line, exit code 2, no run, nothing executed."""
     monkeypatch.chdir(tmp_path)
     fake_cifar.write(tmp_path / "data", "cifar10", "python", per_file=2)
     path = tmp_path / "data" / "cifar-10-batches-py" / "data_batch_3"
     path.write_bytes(pickle.dumps({"data": Calls(os.system, "touch HIT"), "labels": [1, 2]}))
-    with pytest.raises(UsageError) as caught:
-        data.load("cifar10", torch.float32, "data")
-    assert "data_batch_3': it names posix.system, which no data needs" in str(caught.value)
-    assert not (tmp_path / "HIT").exists()
+    for more in ([], ["--dry-run"]):
+        assert main(["train", "--data", "cifar10", *more]) == 2
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert captured.err == (
+            "backmatch: --data cifar10: 'data/cifar-10-batches-py/data_batch_3': it names "
+            "posix.system, which no data needs; get the file anew\n"
+        )
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
 FILES = fake_cifar.contents("cifar100", "binary", fake_cifar.draw("cifar100", 4))
