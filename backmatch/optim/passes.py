@@ -260,5 +260,5 @@ def _is_no_pass() -> bool:
     return bool(
         torch._C._current_graph_task_id() != -1
         or torch._C._functorch.peek_interpreter_stack() is not None
-        or torch.jit.is_tracing()
+        or torch._C._get_tracing_state() is not None
     )
