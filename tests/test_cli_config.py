@@ -110,7 +110,7 @@ BOMB = "a: &a [x]\n" + "".join(
         ("hidden: [[1]]", "hidden"),
         ("hidden: [1.5]", "hidden"),
         ("seed: 99999999999999999999999", "seed"),
-        ("data: cifar10", "CIFAR is not supported"),
+        ("data: cifar1", "data: expected one of digits, synthetic, cifar10, cifar100 or FILE.npz"),
         ("data: 3", "data: expected one of"),
         ("model: os.system", "model: expected one of mlp"),
         ("lr: !!python/object/apply:os.system ['true']", "not valid YAML or JSON"),

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-from backmatch.training import data
+from backmatch.training import cifar, data, schedules
 from backmatch.training.failures import UsageError
 from backmatch.training.models import IMAGE_MODELS
 from backmatch.training.optimizers import OPTIMIZERS
-from backmatch.training.options import DATA
+from backmatch.training.options import CIFAR, DATA, SCHEDULES
 from backmatch.training.options import MODELS as MODEL_NAMES
 from backmatch.training.options import OPTIMIZERS as OPTIMIZER_NAMES
 
@@ -46,7 +46,9 @@ def refused(source: str) -> str:
 
 
 def test_the_options_name_what_there_is() -> None:
-    assert set(data._SOURCES) == set(DATA)
+    assert {*data._SOURCES, *cifar.KINDS} == set(DATA)
+    assert set(cifar.KINDS) == set(CIFAR)
+    assert {"constant", *schedules.FACTORS} == set(SCHEDULES)
     assert {"mlp", *IMAGE_MODELS} == set(MODEL_NAMES)
     assert set(OPTIMIZERS) == set(OPTIMIZER_NAMES)
 

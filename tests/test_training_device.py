@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import fake_cifar
 import pytest
 import torch
 from pretend_device import PretendCuda
@@ -42,6 +43,20 @@ def test_run_on_a_gpu(pretend_cuda, monkeypatch, tmp_path, method):
     assert len(expected) > 4
     torch.testing.assert_close(torch.tensor(losses(gpu)), torch.tensor(expected), rtol=1e-6, atol=0)
     assert json.loads((gpu / "config.json").read_text())["device"] == "cuda"
+
+
+def test_augmented_images_on_a_gpu(pretend_cuda, tmp_path):
+    """Bytes are moved, cropped and normalised there, with the draws of the CPU."""
+    fake_cifar.write(tmp_path / "data", "cifar10", "binary", per_file=20)
+    command = ["train", "--data", "cifar10", "--data-dir", str(tmp_path / "data"), "--epochs", "2"]
+    command += ["--hidden", "8", "--method", "bp", "--schedule", "cosine", "--batch-size", "32"]
+    command += ARGUMENTS[-5:]
+    assert main([*command, "--device", "cpu", "--out", str(tmp_path / "cpu")]) == 0
+    with PretendCuda():
+        assert main([*command, "--device", "cuda", "--out", str(tmp_path / "gpu")]) == 0
+    expected = losses(tmp_path / "cpu")
+    got = torch.tensor(losses(tmp_path / "gpu"))
+    torch.testing.assert_close(got, torch.tensor(expected), rtol=1e-6, atol=0)
 
 
 def stop_after_first(save):

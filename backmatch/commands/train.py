@@ -6,7 +6,7 @@ import argparse
 import os
 from typing import Any
 
-from ..training import rundir
+from ..training import recipes, rundir
 from ..training.config import differences, read_config_file, resolve
 from ..training.failures import UsageError, show
 from ..training.options import BY_NAME, OPTIONS
@@ -42,9 +42,10 @@ def add(commands: Any) -> None:
     )
     run_flags.add_argument(
         "--config",
-        metavar="FILE",
+        metavar="FILE|recipe:NAME",
         help="YAML or JSON file with options of the first four groups (a config.json of a run, "
-        "too); flags override it",
+        "too), or a recipe that comes with the package, as recipe:vgg13-cifar10 "
+        "(a wrong name lists them all); flags override it",
     )
     run_flags.add_argument(
         "--dry-run",
@@ -62,7 +63,7 @@ def run(parsed: argparse.Namespace) -> int:
         return _resume(parsed, given)
     levels = [given]
     if parsed.config is not None:
-        levels.insert(0, read_config_file(_common.path("--config", parsed.config)))
+        levels.insert(0, _configured(parsed.config))
     try:
         config = resolve(*levels)
     except ValueError as error:
@@ -90,7 +91,7 @@ def _resume(parsed: argparse.Namespace, given: dict[str, Any]) -> int:
     path = _common.path("--resume", parsed.resume)
     saved = rundir.saved_config(path)
     if parsed.config is not None:
-        given = {**read_config_file(_common.path("--config", parsed.config)), **given}
+        given = {**_configured(parsed.config), **given}
     changed = differences(saved.as_dict(), given)
     if changed:
         raise UsageError(
@@ -104,6 +105,13 @@ def _resume(parsed: argparse.Namespace, given: dict[str, Any]) -> int:
     from ..training import run as training
 
     return training.resume(saved, path, quiet=parsed.quiet)
+
+
+def _configured(raw: str) -> dict[str, Any]:
+    """Option values of a recipe of ours or of a file."""
+    if raw.startswith(recipes.PREFIX):
+        return recipes.read(raw.removeprefix(recipes.PREFIX))
+    return read_config_file(_common.path("--config", raw))
 
 
 def _given(parsed: argparse.Namespace) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from .failures import UsageError, show
-from .options import BY_NAME, OPTIONS, SCALE_OPTIONS, SCALED_OPTIMIZERS
+from .options import BY_NAME, CIFAR, OPTIONS, SCALE_OPTIONS, SCALED_OPTIMIZERS
 
 #: No config file is near this size; the limit stops a hostile one from being parsed.
 MAX_CONFIG_BYTES = 1 << 20
@@ -29,6 +29,12 @@ MATCHING_ONLY = (
     "order",
 )
 
+#: Data that augmentation would spoil, and why.
+NOT_TO_BE_MOVED = {
+    "digits": "a digit moved or mirrored is another one",
+    "synthetic": "synthetic has no images",
+}
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -38,6 +44,8 @@ class TrainConfig:
     """
 
     data: str
+    data_dir: str | None
+    augment: str
     model: str
     hidden: list[int] | None
     method: str
@@ -58,6 +66,8 @@ class TrainConfig:
     scale_every: int | None
     scale_average: float | None
     normalize: bool | None
+    weight_decay: float
+    schedule: str
     batch_size: int
     epochs: int
     seed: int
@@ -94,10 +104,26 @@ def resolve(*levels: Mapping[str, Any]) -> TrainConfig:
             raise ValueError(f"{BY_NAME[unused[0]].flag} has no effect with --method bp; drop it")
     else:
         _fill_matching(values, given)
+    _fill_data(values, given)
     _fill_model(values, given)
     _fill_optimizer(values)
+    _fill_decay(values)
     del values["damping"]
     return TrainConfig(**values)
+
+
+def _fill_data(values: dict[str, Any], given: Mapping[str, Any]) -> None:
+    """Where the files are, and whether images are moved about."""
+    name = values["data"]
+    if name in CIFAR:
+        values["data_dir"] = given.get("data_dir", "data")
+    elif "data_dir" in given:
+        raise ValueError(f"--data-dir has no effect with --data {show(name)}; drop it")
+    values["augment"] = given.get("augment", "standard" if name in CIFAR else "none")
+    if values["augment"] != "none" and name in NOT_TO_BE_MOVED:
+        raise ValueError(
+            f"--augment {values['augment']} is for photographs: {NOT_TO_BE_MOVED[name]}; drop it"
+        )
 
 
 def _fill_model(values: dict[str, Any], given: Mapping[str, Any]) -> None:
@@ -190,6 +216,12 @@ def _fill_optimizer(values: dict[str, Any]) -> None:
         values["lr"] = sgd if name == "sgd" else 1e-3
 
 
+def _fill_decay(values: dict[str, Any]) -> None:
+    if values["weight_decay"] is None:
+        # That of adamw is torch's own default.
+        values["weight_decay"] = 0.01 if values["optimizer"] == "adamw" else 0.0
+
+
 def read_config_file(path: Path, flag: str = "--config") -> dict[str, Any]:
     """Option values of a YAML or JSON file (a flat mapping, keys as the flags).
 
@@ -205,9 +237,17 @@ def read_config_file(path: Path, flag: str = "--config") -> dict[str, Any]:
             raw = file.read(MAX_CONFIG_BYTES + 1)
         if len(raw) > MAX_CONFIG_BYTES:
             raise UsageError(f"{where}: larger than 1 MiB, not a config file")
-        content = yaml.load(raw.decode("utf-8"), Loader=_UniqueKeys)
+        return read_config_text(raw.decode("utf-8"), where)
     except OSError as error:
         raise UsageError(f"{where}: cannot read it: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{where}: not valid YAML or JSON ({_first_line(error)})") from None
+
+
+def read_config_text(text: str, where: str) -> dict[str, Any]:
+    """Option values of the text of a config file; ``where`` opens every message."""
+    try:
+        content = yaml.load(text, Loader=_UniqueKeys)
     except (yaml.YAMLError, ValueError, RecursionError, TypeError) as error:
         raise UsageError(f"{where}: not valid YAML or JSON ({_first_line(error)})") from None
     return read_mapping(content, where)

@@ -111,4 +111,5 @@ def _title(config: TrainConfig, evaluations: list[dict[str, Any]]) -> str:
     if config.method == "backmatch":
         method = f"back-matching (weights {config.weights}, inputs {config.inputs})"
     end = f": test accuracy {100 * evaluations[-1]['test_accuracy']:.1f} %" if evaluations else ""
-    return f"{config.data}, {config.model}, {method}, {config.optimizer} lr {config.lr:g}{end}"
+    rate = f"lr {config.lr:g}" + ("" if config.schedule == "constant" else f" {config.schedule}")
+    return f"{config.data}, {config.model}, {method}, {config.optimizer} {rate}{end}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from . import augmentation, cifar
 from .failures import UsageError, show
 from .npz import read_arrays
+from .pixels import Normalization, statistics
 
 Array = np.ndarray[Any, Any]
 
@@ -23,11 +25,14 @@ class Dataset:
     """A classification task in memory.
 
     Attributes:
-        x_train: inputs, shape (n, ...), of the run's dtype.
+        x_train: inputs, shape (n, ...), of the run's dtype, or bytes where there is a
+            ``normalization``; :meth:`inputs` turns them into what a net is given.
         y_train: labels 0 .. classes - 1, shape (n,), int64.
         x_test: inputs of the test set.
         y_test: labels of the test set.
         classes: number of classes.
+        normalization: for data kept as bytes.
+        note: what a user should know about this data, or nothing.
     """
 
     x_train: Tensor
@@ -35,6 +40,12 @@ class Dataset:
     x_test: Tensor
     y_test: Tensor
     classes: int
+    normalization: Normalization | None = None
+    note: str = ""
+
+    def inputs(self, stored: Tensor) -> Tensor:
+        """What a net is given for some rows of ``x_train`` or ``x_test``."""
+        return stored if self.normalization is None else self.normalization(stored)
 
     def digest(self) -> str:
         """SHA-256 over shapes and values: tells whether a resumed run sees the same data."""
@@ -47,15 +58,20 @@ class Dataset:
     def to(self, device: torch.device) -> Dataset:
         parts = (self.x_train, self.y_train, self.x_test, self.y_test)
         x_train, y_train, x_test, y_test = (part.to(device) for part in parts)
-        return Dataset(x_train, y_train, x_test, y_test, self.classes)
+        return replace(self, x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test)
 
 
-def load(source: str, dtype: torch.dtype) -> Dataset:
+def load(source: str, dtype: torch.dtype, directory: str | None = None) -> Dataset:
     """The data set called ``source``, or the one in the ``.npz`` file of that path.
 
+    Args:
+        directory: where the files of CIFAR are; no other data reads it.
+
     Raises:
-        UsageError: the file (or scikit-learn, for digits) is missing or unusable.
+        UsageError: a file (or scikit-learn, for digits) is missing or unusable.
     """
+    if source in cifar.KINDS:
+        return _from_images(source, dtype, Path(directory or "."))
     arrays = _SOURCES[source]() if source in _SOURCES else _from_file(Path(source))
     x_train, y_train, x_test, y_test = arrays
     return Dataset(
@@ -67,18 +83,43 @@ def load(source: str, dtype: torch.dtype) -> Dataset:
     )
 
 
+def _from_images(name: str, dtype: torch.dtype, directory: Path) -> Dataset:
+    images = cifar.load(name, directory)
+    try:
+        mean, std = statistics(images.x_train)
+    except ValueError as error:
+        raise UsageError(
+            f"--data {name}: {show(str(directory), 200)}: in the training images {error}; "
+            "get the files anew"
+        ) from None
+    return Dataset(
+        torch.from_numpy(images.x_train),
+        torch.from_numpy(images.y_train),
+        torch.from_numpy(images.x_test),
+        torch.from_numpy(images.y_test),
+        images.classes,
+        Normalization(mean, std, dtype),
+        images.note,
+    )
+
+
 def batches(
-    data: Dataset, *, batch_size: int, seed: int, epoch: int, start: int
+    data: Dataset, *, batch_size: int, seed: int, epoch: int, start: int, augment: bool = False
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The batches of one epoch from position ``start`` on; the last partial one is dropped.
 
-    The order is a function of (seed, epoch) alone, so a run can be taken up anywhere.
+    The order is a function of (seed, epoch) alone, what augmentation makes of a sample one of
+    (seed, epoch, its place in the order), so a run can be taken up anywhere.
     """
     order = np.random.default_rng([seed, epoch]).permutation(len(data.x_train))
+    moves = augmentation.draw(seed, epoch, len(order)) if augment else None
     for position in range(start, len(order) // batch_size):
-        chosen = torch.from_numpy(order[position * batch_size : (position + 1) * batch_size])
-        chosen = chosen.to(data.x_train.device)
-        yield data.x_train[chosen], data.y_train[chosen]
+        part = slice(position * batch_size, (position + 1) * batch_size)
+        chosen = torch.from_numpy(order[part]).to(data.x_train.device)
+        x = data.x_train[chosen]
+        if moves is not None:
+            x = augmentation.move(x, moves[part])
+        yield data.inputs(x), data.y_train[chosen]
 
 
 def _digits() -> tuple[Array, Array, Array, Array]:

@@ -16,7 +16,6 @@ from ..solvers import SolveRecord
 from ..sweep import Step
 from . import methods, optimizers
 from .config import TrainConfig
-from .data import batches
 from .failures import RunError
 from .loop import Trainer
 from .methods import Method
@@ -45,8 +44,10 @@ class Cost:
 def show_step(config: TrainConfig) -> int:
     """Print the table of one step; returns the exit code."""
     trainer = create_trainer(settle(config))
-    config, data = trainer.config, trainer.data
-    x, y = next(batches(data, batch_size=config.batch_size, seed=config.seed, epoch=0, start=0))
+    config = trainer.config
+    if trainer.data.note:
+        say(f"note: {trainer.data.note}")
+    x, y = next(trainer.batches(epoch=0))
     per_epoch = trainer.total // config.epochs
     say(
         f"{config.method}, {config.model} on {config.data}: batch {config.batch_size}, "

@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from .. import __version__
 from ..errors import BackMatchError, NonFiniteError
-from . import checkpoint
+from . import checkpoint, schedules
 from .config import TrainConfig
 from .data import Dataset, batches
 from .failures import RunError, UsageError
@@ -67,6 +67,7 @@ class Trainer:
         self._per_epoch = len(data.x_train) // config.batch_size
         self.total = self._per_epoch * config.epochs
         self._digest = data.digest()
+        self._schedule = schedules.create(config.schedule, optimizer, self.total)
 
     def train(self, folder: RunFolder, progress: Progress, interrupts: Interrupts) -> bool:
         """Go on to the end, or to the first signal; returns whether the end was reached.
@@ -96,6 +97,7 @@ class Trainer:
             seed=self.config.seed,
             epoch=epoch,
             start=start,
+            augment=self.config.augment == "standard",
         )
 
     def _epoch(self, folder: RunFolder, progress: Progress, interrupts: Interrupts) -> None:
@@ -116,12 +118,14 @@ class Trainer:
         try:
             self.optimizer.zero_grad()
             result = self.method(x, y)
+            rate = self._schedule.rate()
             self.optimizer.step()
         except (BackMatchError, torch.OutOfMemoryError) as error:
             raise RunError(
                 f"step {number} (epoch {epoch}) failed: {self._advice(error)}"
             ) from error
         milliseconds = 1e3 * (time.perf_counter() - began)
+        self._schedule.step()
         correct = int((result.output.argmax(1) == y).sum())
         self.position.step = number
         self.position.loss_sum += result.loss
@@ -132,6 +136,7 @@ class Trainer:
             "epoch": epoch,
             "train_loss": result.loss,
             "train_accuracy": correct / len(y),
+            **rate,
             **result.log,
             "step_ms": round(milliseconds, 3),
         }
@@ -144,7 +149,7 @@ class Trainer:
         fitting = max(EVALUATION_NUMBERS // self.data.x_test[0].numel(), 1)
         chunk = min(EVALUATION_CHUNK, fitting)
         for start in range(0, count, chunk):
-            x = self.data.x_test[start : start + chunk]
+            x = self.data.inputs(self.data.x_test[start : start + chunk])
             y = self.data.y_test[start : start + chunk]
             output = self.model(x)
             loss += float(cross_entropy(output, y, reduction="sum"))
@@ -180,6 +185,7 @@ class Trainer:
             "metrics_bytes": metrics_bytes,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "schedule": self._schedule.state_dict(),
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state() if self.config.device == "cuda" else None,
         }
@@ -221,6 +227,7 @@ class Trainer:
     def _load(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self._schedule.load_state_dict(state["schedule"])
         torch.set_rng_state(state["rng"])
         if state["cuda_rng"] is not None:
             torch.cuda.set_rng_state(state["cuda_rng"])

@@ -21,6 +21,7 @@ def _scaled(kind: type[ScaleAmendedSGD] | type[LayerwiseAdaptiveSGD]) -> Factory
             partition(model, by=config.blocks or "activation"),
             lr=config.lr,
             momentum=config.momentum or 0.0,
+            weight_decay=config.weight_decay,
             kind=config.scale_kind or "trace",
             estimate=config.scale_estimate or "exact",
             probes=config.scale_probes or 8,
@@ -34,11 +35,13 @@ def _scaled(kind: type[ScaleAmendedSGD] | type[LayerwiseAdaptiveSGD]) -> Factory
 
 
 OPTIMIZERS: dict[str, Factory] = {
-    "sgd": lambda m, c: torch.optim.SGD(m.parameters(), lr=c.lr, momentum=c.momentum or 0.0),
-    "adam": lambda m, c: torch.optim.Adam(m.parameters(), lr=c.lr),
-    "adamw": lambda m, c: torch.optim.AdamW(m.parameters(), lr=c.lr),
+    "sgd": lambda m, c: torch.optim.SGD(
+        m.parameters(), lr=c.lr, momentum=c.momentum or 0.0, weight_decay=c.weight_decay
+    ),
+    "adam": lambda m, c: torch.optim.Adam(m.parameters(), lr=c.lr, weight_decay=c.weight_decay),
+    "adamw": lambda m, c: torch.optim.AdamW(m.parameters(), lr=c.lr, weight_decay=c.weight_decay),
     "rmsprop": lambda m, c: torch.optim.RMSprop(
-        m.parameters(), lr=c.lr, momentum=c.momentum or 0.0
+        m.parameters(), lr=c.lr, momentum=c.momentum or 0.0, weight_decay=c.weight_decay
     ),
     "scale-amended": _scaled(ScaleAmendedSGD),
     "layerwise-adaptive": _scaled(LayerwiseAdaptiveSGD),

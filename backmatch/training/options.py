@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from .failures import show
-from .readers import Reader, choice, damping, integer, number, switch, widths
+from .readers import Reader, choice, damping, folder, integer, number, switch, widths
 
-DATA = ("digits", "synthetic")
-LATER_DATA = ("cifar10", "cifar100")
+CIFAR = ("cifar10", "cifar100")
+DATA = ("digits", "synthetic", *CIFAR)
 MODELS = (
     "mlp",
     "cnn",
@@ -30,14 +30,11 @@ SOLVERS = ("auto", "cholesky", "cg", "scalar", "gradient")
 #: Divide gradients by scalars of the local Hessians (:mod:`backmatch.optim`).
 SCALED_OPTIMIZERS = ("scale-amended", "layerwise-adaptive")
 OPTIMIZERS = ("sgd", "adam", "adamw", "rmsprop", *SCALED_OPTIMIZERS)
+SCHEDULES = ("constant", "cosine", "step")
 
 
 def data_source(raw: Any) -> str:
     """A data set's name or the path of an ``.npz`` file."""
-    if raw in LATER_DATA:
-        raise ValueError(
-            f"one of {', '.join(DATA)} or FILE.npz; CIFAR is not supported in this version"
-        )
     if not isinstance(raw, str) or not (raw in DATA or raw.endswith(".npz")) or "\0" in raw:
         raise ValueError(f"one of {', '.join(DATA)} or FILE.npz")
     return raw
@@ -140,11 +137,27 @@ OPTIONS: tuple[Option, ...] = (
         "data",
         _DATA,
         "digits (scikit-learn's 8x8 images, 1437 train / 360 test), synthetic (Gaussian "
-        "clusters, nothing to install) or an .npz file with x_train, y_train, x_test and y_test "
-        "(inputs are used as they are, labels are 0, 1, ..); default digits",
-        "{digits,synthetic,FILE.npz}",
+        "clusters, nothing to install), cifar10 or cifar100 (from files in --data-dir) or an .npz "
+        "file with x_train, y_train, x_test and y_test (inputs are used as they are, labels are "
+        "0, 1, ..); default digits",
+        "{digits,synthetic,cifar10,cifar100,FILE.npz}",
         data_source,
         "digits",
+    ),
+    Option(
+        "data_dir",
+        _DATA,
+        "folder with CIFAR's files: the binary or the python version, unpacked there or in its "
+        "usual subfolder, or the original .tar.gz; default data",
+        "DIR",
+        folder,
+    ),
+    Option(
+        "augment",
+        _DATA,
+        "standard: every training image is cropped at random after padding by 4 pixels and "
+        "mirrored at random; default standard for cifar10 and cifar100, else none",
+        **_choices(("none", "standard")),
     ),
     Option(
         "model",
@@ -234,6 +247,21 @@ OPTIONS: tuple[Option, ...] = (
         number(0, included=True, below=1),
     ),
     *SCALE_OPTIONS,
+    Option(
+        "weight_decay",
+        _OPTIMIZER,
+        "weight decay as torch's optimizers have it (adamw: decoupled); default 0, adamw 0.01",
+        "W",
+        number(0, included=True),
+    ),
+    Option(
+        "schedule",
+        _OPTIMIZER,
+        "what becomes of the lr: constant, cosine (to 0 at the last step) or step (a tenth from "
+        "half of the steps on, a hundredth from three quarters on); default constant",
+        default="constant",
+        **_choices(SCHEDULES),
+    ),
     Option(
         "batch_size",
         _OPTIMIZER,

@@ -90,6 +90,13 @@ def widths(raw: Any) -> list[int]:
         ) from None
 
 
+def folder(raw: Any) -> str:
+    """The path of a folder, as it was given."""
+    if not isinstance(raw, str) or not raw or "\0" in raw:
+        raise ValueError("the path of a folder")
+    return raw
+
+
 def _as_float(raw: Any, expected: str) -> float:
     # YAML 1.1 reads 1e-3 as a string, so strings are converted wherever they come from.
     if isinstance(raw, bool) or not isinstance(raw, (int, float, str)):

@@ -12,7 +12,7 @@ from torch import nn
 
 from . import checkpoint, data, methods, models, optimizers, progress
 from .config import TrainConfig
-from .failures import RunError, UsageError
+from .failures import RunError, UsageError, show
 from .files import write_atomic
 from .interrupts import Interrupts
 from .loop import Trainer, versions
@@ -62,8 +62,10 @@ def create_trainer(config: TrainConfig) -> Trainer:
     Raises:
         UsageError: the data is unusable, smaller than one batch, or none that the model takes.
     """
-    dataset = data.load(config.data, getattr(torch, config.dtype))
+    dataset = data.load(config.data, getattr(torch, config.dtype), config.data_dir)
     dataset = models.fitted(config.model, config.data, dataset)
+    if config.augment == "standard":
+        _check_images(config, dataset)
     samples = len(dataset.x_train)
     if samples < config.batch_size:
         raise UsageError(
@@ -76,6 +78,15 @@ def create_trainer(config: TrainConfig) -> Trainer:
     optimizer = optimizers.OPTIMIZERS[config.optimizer](model, config)
     dataset = dataset.to(torch.device(config.device))
     return Trainer(config, dataset, model, optimizer, methods.create(model, config))
+
+
+def _check_images(config: TrainConfig, dataset: data.Dataset) -> None:
+    shape = tuple(dataset.x_train.shape[1:])
+    if len(shape) != 3:
+        raise UsageError(
+            "--augment standard: expected images of shape (channels, height, width), got samples "
+            f"of shape {shape} from --data {show(config.data, 200)}; drop it"
+        )
 
 
 def create_model(config: TrainConfig, dataset: data.Dataset) -> nn.Sequential:
@@ -92,6 +103,8 @@ def _run(
     shown.note(
         f"{config.method} in {folder.path}: step {done} of {trainer.total}, {place}, {config.dtype}"
     )
+    if trainer.data.note:
+        shown.note(f"note: {trainer.data.note}")
     shown.start(trainer.total, done, config.epochs)
     try:
         finished = trainer.train(folder, shown, interrupts)
