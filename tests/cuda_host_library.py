@@ -19,6 +19,7 @@ from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 
 REPOSITORY = Path(__file__).parent.parent
 KERNELS = REPOSITORY / "csrc" / "cuda"
@@ -67,8 +68,9 @@ def build(cache: Path, kernels: Path = KERNELS) -> Path:
     for source in sources:
         digest.update(source.name.encode() + source.read_bytes())
     library = cache / f"cuda_host_{digest.hexdigest()[:16]}.so"
-    if not library.exists():
-        _compile(library, kernels)
+    with FileLock(library.with_suffix(".lock")):  # parallel workers ask for the same one
+        if not library.exists():
+            _compile(library, kernels)
     return library
 
 
