@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import tempfile
 from pathlib import Path
 
 import cuda_resources
@@ -18,7 +19,8 @@ def compiled(cache: Path) -> list[cuda_resources.Compiled]:
         if not stored.exists():
             for old in cache.glob("*.pickle"):
                 old.unlink()
-            done = cuda_resources.compile_all(cuda_resources.sources(), cache / "kept")
+            with tempfile.TemporaryDirectory() as folder:
+                done = cuda_resources.compile_all(cuda_resources.sources(), Path(folder))
             scratch = stored.with_suffix(".part")
             scratch.write_bytes(pickle.dumps(done))
             scratch.rename(stored)
