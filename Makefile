@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
+# Processes that share the tests; 0: none but pytest's own.
+WORKERS ?= 2
 
 BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml MANIFEST.in $(shell find csrc -type f)
@@ -22,14 +24,14 @@ help:
 	@echo 'make cuda-report   compile the CUDA kernels with nvcc, no GPU needed: docs/cuda-resources.md'
 	@echo 'make clean  remove builds and caches (the virtual environment stays)'
 	@echo ''
-	@echo 'variables: PYTHON ($(PYTHON)), VENV ($(VENV)), TORCH ($(TORCH))'
+	@echo 'variables: PYTHON ($(PYTHON)), VENV ($(VENV)), TORCH ($(TORCH)), WORKERS ($(WORKERS))'
 
 demo: $(VENV)/.built
 	@rm -rf demo
 	@$(BIN)/backmatch train --data digits --model mlp --out demo
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

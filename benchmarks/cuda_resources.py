@@ -82,7 +82,8 @@ def nvcc_version() -> str:
 def compile_all(paths: Sequence[Path], folder: Path, processes: int = 2) -> list[Compiled]:
     """Compile for every architecture, a few sources at a time; PTX is kept in ``folder``."""
     with ThreadPool(processes) as pool:
-        return pool.map(lambda path: compile_one(path, folder / path.stem), paths)
+        # One at a time: the slow ones are neighbours in the alphabet.
+        return pool.map(lambda path: compile_one(path, folder / path.stem), paths, chunksize=1)
 
 
 def compile_one(path: Path, folder: Path) -> Compiled:

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
+# Before torch is imported, which reads them once; child processes inherit them. A thread that spins
+# until the next parallel loop takes the core from whoever works on it.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores: see `two_threads`
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import cuda_resources
+import nvcc_once
 import pytest
 import torch
+from cuda_host_library import CudaHost, build
 
 
 @pytest.fixture(params=("baseline", "avx2", "avx512"))
@@ -25,10 +34,11 @@ def level(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.fixture
 def two_threads() -> Iterator[None]:
-    """Puts the number of threads back."""
-    threads = torch.get_num_threads()
+    """For tests of our kernels: they divide their work, whatever the machine and the worker."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
     yield
-    torch.set_num_threads(threads)
+    torch.set_num_threads(before)
 
 
 @pytest.fixture
@@ -49,10 +59,13 @@ def pretend_cuda(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def compiled_kernels(
-    tmp_path_factory: pytest.TempPathFactory,
-) -> dict[str, cuda_resources.Compiled]:
+def cuda(request: pytest.FixtureRequest) -> CudaHost:
+    """The CUDA kernels on the host, built by the first worker that needs them."""
+    return CudaHost(build(request.config.cache.mkdir("cuda_host")))
+
+
+@pytest.fixture(scope="session")
+def compiled_kernels(request: pytest.FixtureRequest) -> dict[str, cuda_resources.Compiled]:
     """Every CUDA source by its file name, compiled once for all tests; needs nvcc."""
-    folder = tmp_path_factory.mktemp("nvcc")
-    done = cuda_resources.compile_all(cuda_resources.sources(), folder)
+    done = nvcc_once.compiled(request.config.cache.mkdir("nvcc"))
     return {one.source: one for one in done}

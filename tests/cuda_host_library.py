@@ -19,6 +19,7 @@ from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 
 REPOSITORY = Path(__file__).parent.parent
 KERNELS = REPOSITORY / "csrc" / "cuda"
@@ -27,6 +28,11 @@ HOST = Path(__file__).parent / "cuda_host"
 KERNEL_SOURCES = tuple(
     path.name for path in sorted(KERNELS.glob("*.cu")) if path.with_suffix(".cuh").exists()
 )
+
+COMMON = ("-std=c++17", "-O2", "-fPIC")
+#: Of what runs as a kernel; memory_check.cpp takes the sanitizer's place. At the lower level fewer
+#: accesses are merged before they are seen.
+INSTRUMENTED = ("-O1", "-fsanitize=thread")
 
 GUARD_BYTES = 512
 H100_SHARED_BYTES = 232448
@@ -63,21 +69,21 @@ def build(cache: Path, kernels: Path = KERNELS) -> Path:
         [*kernels.glob("*.cu*"), *kernels.rglob("*.h"), kernels.parent / "kernels.h"]
         + [p for p in HOST.iterdir() if p.is_file()]
     )
-    digest = hashlib.sha256(" ".join(compiler()).encode())
+    digest = hashlib.sha256(" ".join([*compiler(), *COMMON, *INSTRUMENTED]).encode())
     for source in sources:
         digest.update(source.name.encode() + source.read_bytes())
     library = cache / f"cuda_host_{digest.hexdigest()[:16]}.so"
-    if not library.exists():
-        _compile(library, kernels)
+    with FileLock(library.with_suffix(".lock")):  # parallel workers ask for the same one
+        if not library.exists():
+            _compile(library, kernels)
     return library
 
 
 def _compile(library: Path, kernels: Path) -> None:
     objects = library.with_suffix(".objects")
     objects.mkdir(parents=True, exist_ok=True)
-    common = [*compiler(), "-std=c++17", "-O1", "-fPIC", f"-I{HOST}", f"-I{kernels}"]
-    # Only what runs as a kernel is instrumented; memory_check.cpp takes the sanitizer's place.
-    instrumented = [*common, "-fsanitize=thread"]
+    common = [*compiler(), *COMMON, f"-I{HOST}", f"-I{kernels}"]
+    instrumented = [*common, *INSTRUMENTED]
     jobs = [(common, HOST / "emulator.cpp"), (common, HOST / "memory_check.cpp")]
     jobs += [(instrumented, HOST / "driver.cpp")]
     jobs += [(instrumented, HOST / "driver_krylov.cpp")]

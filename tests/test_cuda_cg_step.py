@@ -5,15 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from cuda_cases import DTYPES
-from cuda_host_library import CudaHost, Device, build
+from cuda_host_library import Device
 from cuda_krylov_calls import Loop
 
 from backmatch.linalg._library import native
-
-
-@pytest.fixture(scope="module")
-def cuda(request: pytest.FixtureRequest) -> CudaHost:
-    return CudaHost(build(request.config.cache.mkdir("cuda_host")))
 
 
 def loop(rng, systems: int, n: int, dtype) -> Loop:

@@ -8,13 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cuda_exercises import EXERCISES
-from cuda_host_library import KERNELS, CudaHost, Device, FindingError, build
-
-
-@pytest.fixture(scope="module")
-def cuda(request: pytest.FixtureRequest) -> CudaHost:
-    return CudaHost(build(request.config.cache.mkdir("cuda_host")))
-
+from cuda_host_library import KERNELS, CudaHost, Device, FindingError
 
 BARRIER = re.compile(r"\b(sync_(block|warp|group<[\w:]+>)|wait_for_copies)\(\);")
 FAULTS = [

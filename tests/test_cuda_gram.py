@@ -8,15 +8,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from cuda_cases import DEFAULT, DTYPES, TINY
-from cuda_host_library import CudaHost, Device, FindingError, build
+from cuda_host_library import Device, FindingError
 
 SIZES = [*range(1, 71), 127, 128, 129]
 WINDOWS = [0, 1, 7, 8, 9, 31, 32, 33, 64, 70, 255, 256, 257, 513]
-
-
-@pytest.fixture(scope="module")
-def cuda(request: pytest.FixtureRequest) -> CudaHost:
-    return CudaHost(build(request.config.cache.mkdir("cuda_host")))
 
 
 def rows_and_weights(rng, m, n, batch, dtype, density=0.6) -> tuple[np.ndarray, ...]:

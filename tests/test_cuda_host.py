@@ -23,17 +23,12 @@ from cuda_cases import (
     potrf_info,
     spd_matrices,
 )
-from cuda_host_library import CudaHost, Device, FindingError, build
+from cuda_host_library import Device, FindingError
 
 from backmatch import linalg
 
 SIZES = [*range(1, 71), 127, 128, 129, 255, 256, 257]
 SMALL = Device(shared_bytes=16 * 1024, multiprocessors=1)  # only small systems fit on chip
-
-
-@pytest.fixture(scope="module")
-def cuda(request: pytest.FixtureRequest) -> CudaHost:
-    return CudaHost(build(request.config.cache.mkdir("cuda_host")))
 
 
 # ---- results -------------------------------------------------------------------------------------

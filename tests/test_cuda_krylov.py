@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from cuda_cases import DTYPES
-from cuda_host_library import CudaHost, Device, build
+from cuda_host_library import Device
 from cuda_krylov_calls import Result, cg, scaled_gram_cg
 
 from backmatch import linalg
@@ -21,11 +21,6 @@ ONE = Device(multiprocessors=1)
 RTOL = {np.float32: 1e-5, np.float64: 1e-10}
 
 dtypes = pytest.mark.parametrize("dtype", DTYPES)
-
-
-@pytest.fixture(scope="module")
-def cuda(request: pytest.FixtureRequest) -> CudaHost:
-    return CudaHost(build(request.config.cache.mkdir("cuda_host")))
 
 
 def spd(rng, batch: int, n: int, dtype, condition: float = 30.0) -> np.ndarray:

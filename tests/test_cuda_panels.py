@@ -5,17 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from cuda_cases import DTYPES, check_family, check_spd, full, spd_matrices
-from cuda_host_library import CudaHost, Device, build
+from cuda_host_library import Device
 
 # Where threads a block, or the store (shared memory, stage), change: in float above 96, 160, 224
 # and 320, in double above 96, 160 and 224.
 EDGES = [65, 66, 67, 68, 69, 70, 95, 96, 97]
 FAR_EDGES = [127, 129, 160, 161, 191, 192, 193, 224, 225, 255, 257, 320, 321, 336, 337, 338]
-
-
-@pytest.fixture(scope="module")
-def cuda(request: pytest.FixtureRequest) -> CudaHost:
-    return CudaHost(build(request.config.cache.mkdir("cuda_host")))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -17,17 +17,12 @@ from cuda_cases import (
     potrf_info,
     spd_matrices,
 )
-from cuda_host_library import CudaHost, Device, build
+from cuda_host_library import Device
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 ORDERS = [1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 24, 25, 32, 33, 47, 48, 49, 63, 64, 65, 80, 81]
 drawn = settings(max_examples=25, deadline=None, derandomize=True, database=None)
-
-
-@pytest.fixture(scope="module")
-def cuda(request: pytest.FixtureRequest) -> CudaHost:
-    return CudaHost(build(request.config.cache.mkdir("cuda_host")))
 
 
 devices = st.builds(

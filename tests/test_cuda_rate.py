@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from cuda_host_library import CudaHost, Device, build
+from cuda_host_library import CudaHost, Device
 
 from backmatch import _C
 
@@ -17,11 +17,6 @@ needs_gpu = pytest.mark.skipif(
     not (torch.cuda.is_available() and _C.build_info()["cuda"]),
     reason="no GPU, or torch or backmatch built without CUDA",
 )
-
-
-@pytest.fixture(scope="module")
-def cuda(request: pytest.FixtureRequest) -> CudaHost:
-    return CudaHost(build(request.config.cache.mkdir("cuda_host")))
 
 
 def chains(repeats: int) -> np.ndarray:

@@ -12,6 +12,8 @@ from backmatch.linalg import krylov
 from backmatch.linalg._normal import cholesky_inverse, ridge_normal
 from backmatch.linalg.krylov import conjugate_gradient
 
+pytestmark = pytest.mark.usefixtures("two_threads")
+
 dtypes = pytest.mark.parametrize("dtype", lc.DTYPES, ids=str)
 SIZES = [1, 3, 16, 33, 130]
 

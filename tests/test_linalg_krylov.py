@@ -14,6 +14,8 @@ from backmatch import linalg, reference
 from backmatch.errors import NonFiniteError, NotPositiveDefiniteError
 from backmatch.linalg.krylov import conjugate_gradient
 
+pytestmark = pytest.mark.usefixtures("two_threads")
+
 dtypes = pytest.mark.parametrize("dtype", lc.DTYPES, ids=str)
 
 

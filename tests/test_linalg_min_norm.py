@@ -11,6 +11,8 @@ from cases import SINGULAR, SPD
 from backmatch import linalg, reference
 from backmatch.errors import NonFiniteError
 
+pytestmark = pytest.mark.usefixtures("two_threads")
+
 
 @pytest.mark.parametrize("name", [*SPD, *SINGULAR])
 def test_min_norm_solve_oracles(name):

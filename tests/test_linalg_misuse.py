@@ -8,6 +8,8 @@ import torch
 
 from backmatch import linalg
 
+pytestmark = pytest.mark.usefixtures("two_threads")
+
 A = torch.eye(4).repeat(3, 1, 1)
 B = torch.ones(3, 4, 2)
 K, D, R = torch.eye(4), torch.ones(3, 4), torch.ones(3, 4)

@@ -10,6 +10,8 @@ from backmatch import linalg
 from backmatch.errors import MissingExtensionError, NotPositiveDefiniteError
 from backmatch.linalg import _library
 
+pytestmark = pytest.mark.usefixtures("two_threads")
+
 ops = torch.ops.backmatch
 F64 = torch.float64
 

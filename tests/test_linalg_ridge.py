@@ -16,6 +16,8 @@ from backmatch.linalg import ridge as ridge_function
 from backmatch.linalg._ridge_routes import dual, primal
 from backmatch.linalg.ridge import ridge_ex
 
+pytestmark = pytest.mark.usefixtures("two_threads")
+
 dtypes = pytest.mark.parametrize("dtype", lc.DTYPES, ids=str)
 SHAPES = [(1, 1), (1, 7), (7, 1), (5, 9), (9, 5), (16, 16), (33, 31), (17, 64), (128, 65)]
 

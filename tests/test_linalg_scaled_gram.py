@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from backmatch import linalg, reference
 from backmatch.errors import NonFiniteError, NotPositiveDefiniteError
 
+pytestmark = pytest.mark.usefixtures("two_threads")
+
 dtypes = pytest.mark.parametrize("dtype", lc.DTYPES, ids=str)
 
 

@@ -10,6 +10,8 @@ import torch
 from backmatch import linalg, reference
 from backmatch.errors import NonFiniteError
 
+pytestmark = pytest.mark.usefixtures("two_threads")
+
 dtypes = pytest.mark.parametrize("dtype", lc.DTYPES, ids=str)
 
 

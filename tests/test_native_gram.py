@@ -8,7 +8,7 @@ import torch
 from native_calls import DTYPES, SIZES, name, random_slopes, random_tensor, weighted_gram
 from torch import Tensor
 
-pytestmark = pytest.mark.usefixtures("level")
+pytestmark = pytest.mark.usefixtures("level", "two_threads")
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=name)
 
 
@@ -45,7 +45,7 @@ def test_every_order_and_batch(dtype: torch.dtype) -> None:
 
 @dtypes
 @pytest.mark.parametrize("n", [5, 37, 65, 90])
-def test_skips_rows_and_keeps_bits(n: int, dtype: torch.dtype, two_threads: None) -> None:
+def test_skips_rows_and_keeps_bits(n: int, dtype: torch.dtype) -> None:
     batch, m = 23, 257
     Z, w = random_tensor(m, n, dtype=dtype), random_slopes(batch, m, dtype)
     Z[5] = float("nan")

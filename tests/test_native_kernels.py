@@ -21,6 +21,8 @@ from native_calls import (
     spd_solve,
 )
 
+pytestmark = pytest.mark.usefixtures("two_threads")
+
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name)
 @pytest.mark.parametrize("n", SIZES)
@@ -77,9 +79,7 @@ def test_spd_solve_takes_any_strides(level: str, n: int, dtype: torch.dtype) -> 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name)
 @pytest.mark.parametrize("n", [1, 4, 8, 15, 33, 64, 97, 129, 257])
-def test_spd_solve_bits_ignore_batch_and_threads(
-    level: str, n: int, dtype: torch.dtype, two_threads: None
-) -> None:
+def test_spd_solve_bits_ignore_batch_and_threads(level: str, n: int, dtype: torch.dtype) -> None:
     """Alone, in a rest of the batch or in a pack, on one thread or two: the same bits."""
     batch, k = 75, 2
     A, B = random_spd(batch, n, dtype), random_tensor(batch, n, k, dtype=dtype)
@@ -185,7 +185,7 @@ def test_scaled_gram_solve_cuts_out_any_rows(level: str, dtype: torch.dtype) -> 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name)
 @pytest.mark.parametrize("n", [1, 7, 33, 64, 130, 260])
 def test_scaled_gram_solve_bits_ignore_batch_threads_and_strides(
-    level: str, n: int, dtype: torch.dtype, two_threads: None
+    level: str, n: int, dtype: torch.dtype
 ) -> None:
     batch = 70
     K, D = random_spd(1, n, dtype)[0], random_slopes(batch, n, dtype)
@@ -255,9 +255,7 @@ def test_cg_reaches_the_solution(level: str, n: int, dtype: torch.dtype) -> None
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name)
-def test_cg_bits_ignore_batch_threads_and_strides(
-    level: str, dtype: torch.dtype, two_threads: None
-) -> None:
+def test_cg_bits_ignore_batch_threads_and_strides(level: str, dtype: torch.dtype) -> None:
     batch, n, k = 9, 37, 4
     A, B = random_spd(batch, n, dtype), random_tensor(batch, n, k, dtype=dtype)
     damping = random_tensor(batch, dtype=dtype).abs()

@@ -15,6 +15,8 @@ from backmatch.linalg._normal import ridge_error as worst_residual
 from backmatch.linalg._ridge_choice import _counts, choose
 from backmatch.linalg._ridge_routes import call_family, complement, dual, primal, shared
 
+pytestmark = pytest.mark.usefixtures("two_threads")
+
 # (m, n, batch): panels and row tiles cut everywhere, none cut, more tasks than threads.
 SHAPES = [
     (1, 1, 1),
