@@ -1,0 +1,70 @@
+"""Spectra of many small local Hessians at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Spectra:
+    """Eigenvalues of a batch of local Hessians scale J^T J, one system each.
+
+    From the singular values of J itself, and with the rank cut of :func:`backmatch.local_hessian`:
+    a singular value counts as zero at or below min(rows, n) eps times the largest of its system.
+    Condition numbers are those on the range.
+
+    Attributes:
+        eigenvalues: shape (systems, n), descending.
+        cut: relative to the largest of its system, an eigenvalue up to this counts as zero.
+
+    >>> spectra = Spectra.of_jacobians(torch.diag(torch.tensor([2.0, 1.0, 0.0])).unsqueeze(0))
+    >>> spectra.condition_numbers, spectra.ranks, spectra.spectral_norms
+    (tensor([4.]), tensor([2]), tensor([4.]))
+    """
+
+    eigenvalues: Tensor
+    cut: float
+
+    @classmethod
+    def of_jacobians(cls, jacobians: Tensor, scale: float = 1.0) -> Spectra:
+        """Of scale J^T J, ``jacobians`` of shape (systems, rows, n)."""
+        rows, n = jacobians.shape[1:]
+        values = torch.linalg.svdvals(jacobians)
+        padded = torch.nn.functional.pad(scale * values.square(), (0, n - values.shape[1]))
+        return cls(padded, (min(rows, n) * torch.finfo(values.dtype).eps) ** 2)
+
+    @classmethod
+    def joined(cls, parts: list[Spectra]) -> Spectra:
+        """The systems of all parts, which must have n and the cut in common."""
+        (cut,) = {part.cut for part in parts}
+        return cls(torch.cat([part.eigenvalues for part in parts]), cut)
+
+    @property
+    def ranks(self) -> Tensor:
+        """Eigenvalues that do not count as zero, int64 (systems,)."""
+        return (self.eigenvalues > self.cut * self.eigenvalues[:, :1]).sum(-1)
+
+    @property
+    def condition_numbers(self) -> Tensor:
+        """Largest over smallest eigenvalue on the range, (systems,); NaN for a zero matrix."""
+        ranks = self.ranks
+        last = self.eigenvalues.gather(-1, (ranks - 1).clamp_min(0).unsqueeze(-1)).squeeze(-1)
+        none = self.eigenvalues.new_tensor(torch.nan)
+        return torch.where(ranks > 0, self.eigenvalues[:, 0] / last, none)
+
+    @property
+    def spectral_norms(self) -> Tensor:
+        """The largest eigenvalues, (systems,)."""
+        return self.eigenvalues[:, 0]
+
+    @property
+    def trace_means(self) -> Tensor:
+        """tr(H) / n, (systems,)."""
+        return self.eigenvalues.mean(-1)
+
+    def leading(self, p: int) -> Spectra:
+        """The p largest eigenvalues alone; their condition number is lambda_1 / lambda_p."""
+        return Spectra(self.eigenvalues[:, :p], self.cut)
