@@ -34,9 +34,11 @@ _PUBLIC: dict[str, str | None] = {
     "Scalar": "solvers",
     "SolveRecord": "solvers",
     "Step": "sweep",
+    "analysis": None,
     "audit": "auditing",
     "blocks": None,
     "linalg": None,
+    "local_hessian": "analysis",
     "models": None,
     "partition": "partitioning",
     "reference": None,
@@ -45,10 +47,12 @@ _PUBLIC: dict[str, str | None] = {
 __all__ = [*sorted(_PUBLIC), "__version__"]
 
 if TYPE_CHECKING:
+    from . import analysis as analysis
     from . import blocks as blocks
     from . import linalg as linalg
     from . import models as models
     from . import reference as reference
+    from .analysis import local_hessian as local_hessian
     from .auditing import audit as audit
     from .errors import (
         BackMatchError as BackMatchError,

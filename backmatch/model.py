@@ -57,34 +57,38 @@ def refuse_shared(blocks: Mapping[str, Mapping[str, nn.Parameter]]) -> None:
                 )
 
 
-def check_ready(x: object) -> None:
+def check_ready(x: object, name: str = "x") -> None:
     """Refuse a grad mode, input or dtype that a sweep cannot work with."""
     if not isinstance(x, Tensor):
-        raise TypeError(f"x must be a torch.Tensor, got {type(x).__name__}")
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
     if x.layout != torch.strided:
-        raise TypeError(f"x must be a dense (strided) tensor, got layout {x.layout}")
+        raise TypeError(f"{name} must be a dense (strided) tensor, got layout {x.layout}")
     if torch.is_inference_mode_enabled() or x.is_inference():
-        raise TypeError("x must be no inference tensor, and inference mode off: use torch.no_grad")
+        raise TypeError(
+            f"{name} must be no inference tensor, and inference mode off: use torch.no_grad"
+        )
     if x.device.type not in ("cpu", "cuda"):
-        raise TypeError(f"x must live on a CPU or CUDA device, got {x.device}")
+        raise TypeError(f"{name} must live on a CPU or CUDA device, got {x.device}")
     for device in {"cpu", x.device.type}:
         if torch.is_autocast_enabled(device):
-            raise TypeError("backward must run outside autocast: solves need float32 or float64")
+            raise TypeError("autocast must be off: local problems need float32 or float64")
     if x.is_floating_point() or x.is_complex():
-        checks.tensor("x", x)
+        checks.tensor(name, x)
     if x.dim() < 1 or x.numel() < 1:
-        raise ValueError(f"x must hold at least one sample, shape (m, ...), got {tuple(x.shape)}")
-    checks.finite("x", x)
+        raise ValueError(
+            f"{name} must hold at least one sample, shape (m, ...), got {tuple(x.shape)}"
+        )
+    checks.finite(name, x)
 
 
-def check_parameters(x: Tensor, blocks: list[Block]) -> None:
+def check_parameters(x: Tensor, blocks: list[Block], name: str = "x") -> None:
     """One dtype and one device for all parameters and x; no NaN or Inf."""
-    first: tuple[str, Tensor] | None = ("x", x) if x.is_floating_point() else None
+    first: tuple[str, Tensor] | None = (name, x) if x.is_floating_point() else None
     for block in blocks:
-        for name, parameter in block.parameters.items():
+        for key, parameter in block.parameters.items():
             if first is not None and _is_usual(parameter, first[1], x):
                 continue
-            label = f"parameter {name!r} of block {block.name!r}"
+            label = f"parameter {key!r} of block {block.name!r}"
             if type(parameter) is not nn.Parameter:
                 raise TypeError(f"{label} must be a plain parameter, got {type(parameter)}")
             checks.tensor(label, parameter)
@@ -96,11 +100,11 @@ def check_parameters(x: Tensor, blocks: list[Block]) -> None:
                 first = (label, parameter)
             checks.same(label, parameter, *first)
             if parameter.device != x.device:
-                raise ValueError(f"{label} must be on the device of x, got {parameter.device}")
+                raise ValueError(f"{label} must be on the device of {name}, got {parameter.device}")
     checks.all_finite(
-        (f"parameter {name!r}", parameter, block.name)
+        (f"parameter {key!r}", parameter, block.name)
         for block in blocks
-        for name, parameter in block.parameters.items()
+        for key, parameter in block.parameters.items()
     )
 
 
