@@ -132,10 +132,10 @@ def _input_side(W: Tensor, X: Tensor, form: str) -> Spectra:
 
 def _behind(w: Tensor, X: Tensor) -> Spectra:
     """Without w's own direction; w of shape (draws, 1, n)."""
-    m, n = X.shape[1:]
+    m = X.shape[1]
     h = _normalised(X @ w.mT)
     projected = _centred(X) - h @ (h.mT @ X) / m
-    return Spectra.of_jacobians(_scales(w, X) * projected, 1 / m).leading(n - 1)
+    return Spectra.of_jacobians(_scales(w, X) * projected, 1 / m).without_smallest()
 
 
 def _scales(W: Tensor, X: Tensor) -> Tensor:

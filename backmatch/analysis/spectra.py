@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -65,6 +66,22 @@ class Spectra:
         """tr(H) / n, (systems,)."""
         return self.eigenvalues.mean(-1)
 
-    def leading(self, p: int) -> Spectra:
-        """The p largest eigenvalues alone; their condition number is lambda_1 / lambda_p."""
-        return Spectra(self.eigenvalues[:, :p], self.cut)
+    def whole(self) -> dict[str, float]:
+        """The quantities of the block-diagonal matrix of all systems."""
+        counted = self.eigenvalues > self.cut * self.eigenvalues[:, :1]
+        values = self.eigenvalues[counted]
+        return {
+            "kappa": float(values.max() / values.min()) if len(values) else math.nan,
+            "spectral_norm": float(self.spectral_norms.max()),
+            "trace_mean": float(self.eigenvalues.mean()),
+            "rank": int(counted.sum()),
+        }
+
+    def without_smallest(self) -> Spectra:
+        """The smallest nonzero eigenvalue of every system set to 0.
+
+        Under batch norm that is the unit's own scale, along its weights: the norm takes it back
+        but for eps / (variance + eps), which would be all that a condition number shows.
+        """
+        at = (self.ranks - 1).clamp_min(0).unsqueeze(-1)
+        return Spectra(self.eigenvalues.scatter(-1, at, 0.0), self.cut)
