@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import checks
 from .draws import SAMPLES_PER_FEATURE, Draws, generator, nothing
 from .nets import ACTIVATIONS, FAMILIES, net, spectra
-from .result import Row, Study, row
+from .result import Row, Study, gathered, row
 from .spectra import Spectra
 
 CLAIM = (
@@ -63,7 +63,7 @@ def depth(
     drawn = Draws(size, checks.positive_int("nets", nets), seed, check_stop)
     checks.positive_int("blocks", blocks)
     options = {"size": size, "blocks": blocks, "nets": nets, "seed": seed}
-    return Study("depth", CLAIM, options, list(rows(drawn, blocks)))
+    return gathered("depth", CLAIM, options, rows(drawn, blocks))
 
 
 def rows(draws: Draws, blocks: int) -> Iterator[Row]:

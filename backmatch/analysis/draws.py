@@ -15,8 +15,8 @@ from .schemes import drawn
 
 #: Samples per feature of X: 256 x 64.
 SAMPLES_PER_FEATURE = 4
-#: Draws that are in memory together; a generator goes on from chunk to chunk.
-_CHUNK = 50
+#: Entries of X that are in memory together; a generator goes on from chunk to chunk.
+_CHUNK_ENTRIES = 2**20
 
 
 def nothing() -> None:
@@ -98,6 +98,7 @@ class Draws:
         yield from zip(self.weights(scheme), self.inputs(), strict=True)
 
     def _chunks(self) -> Iterator[int]:
-        for start in range(0, self.count, _CHUNK):
+        most = max(1, _CHUNK_ENTRIES // (self.m * self.size))
+        for start in range(0, self.count, most):
             self.check_stop()
-            yield min(_CHUNK, self.count - start)
+            yield min(most, self.count - start)

@@ -15,12 +15,12 @@ from ..matching import BackMatching
 from ..training.data import Dataset, batches, load
 from .draws import Draws, generator, nothing
 from .nets import FAMILIES, net, spectra
-from .result import QUANTITIES, Row, Study, quantiles, row
+from .result import Row, Study, gathered, quantiles, row
 from .spectra import Spectra
 
 CLAIM = (
-    "What initialisation, skip connections and batch norm do to the local Hessians lasts while "
-    "the net learns."
+    "What initialisation, skip connections and batch norm do to the local Hessians does not hold "
+    "at the start alone: it fades while the net learns, but does not vanish."
 )
 #: After so many steps (of a whole run's number) it is looked at.
 MARKS = (0.0, 0.02, 0.05, 0.17, 0.5, 1.0)
@@ -59,8 +59,8 @@ def training(
 ) -> Study:
     """Four kinds of ReLU nets with three hidden layers while they learn to classify.
 
-    Claim: the conditioning at initialisation is kept in training. Nothing is derived here, it is
-    only observed: every net is trained from the same batches by back-propagation with SGD
+    Claim: the conditioning at initialisation is felt throughout training. Nothing is derived here,
+    it is only observed: every net is trained from the same batches by back-propagation with SGD
     (learning rate 0.1) and by exact back-matching (its default dampings, learning rate 1), and
     after some steps the local Hessians of all blocks are taken at the first 256 training samples.
 
@@ -98,8 +98,9 @@ def training(
     if isinstance(methods, str) or not methods:
         raise ValueError(f"methods must be a list of some of {', '.join(METHODS)}, got {methods!r}")
     options = {"size": size, "nets": nets, "steps": steps, "methods": list(methods), "data": data}
-    found = [one for method in methods for one in rows(drawn, steps, method, prepared(data))]
-    return Study("training", CLAIM, {**options, "seed": seed}, found)
+    samples = prepared(data)
+    found = (one for method in methods for one in rows(drawn, steps, method, samples))
+    return gathered("training", CLAIM, {**options, "seed": seed}, found)
 
 
 def prepared(data: str) -> Dataset:
@@ -122,7 +123,7 @@ def rows(draws: Draws, steps: int, method: str, data: Dataset) -> Iterator[Row]:
         looks = [list(_run(draws, family, k, steps, method, data)) for k in range(draws.count)]
         for same in zip(*looks, strict=True):
             case = {"family": family, "method": method, "step": same[0].step}
-            losses = torch.tensor([look.loss for look in same])
+            losses = torch.tensor([look.loss for look in same], dtype=torch.float64)
             yield {"study": "training", "case": case, "loss": quantiles(losses)}
             for side in ("weight", "input"):
                 parts = zip(*(look.sides[side] for look in same), strict=True)
@@ -134,8 +135,8 @@ def _row(case: dict[str, object], parts: list[Spectra]) -> Row:
     """Over the systems of all nets, and the whole blocks of each."""
     whole = [part.whole() for part in parts]
     medians = {
-        name: quantiles(torch.tensor([each[name] for each in whole]))["median"]
-        for name in QUANTITIES
+        name: quantiles(torch.tensor([each[name] for each in whole], dtype=torch.float64))["median"]
+        for name in whole[0]
     }
     return {**row("training", case, Spectra.joined(parts)), "whole": medians}
 

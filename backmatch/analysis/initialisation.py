@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .draws import Draws, nothing
-from .result import Row, Study, row
+from .result import Row, Study, gathered, row
 from .schemes import SCHEMES
 from .spectra import Spectra
 
@@ -66,7 +66,7 @@ def init(
     1.0
     """
     made = Draws(size, draws, seed, check_stop)
-    return Study("init", CLAIM, made.options, list(rows(made)))
+    return gathered("init", CLAIM, made.options, rows(made))
 
 
 def rows(draws: Draws) -> Iterator[Row]:

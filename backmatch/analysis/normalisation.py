@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .draws import Draws, generator, nothing
-from .result import Row, Study, row
+from .result import Row, Study, gathered, row
 from .spectra import Spectra
 
 CLAIM = (
@@ -69,7 +69,7 @@ def norm(
     True
     """
     made = Draws(size, draws, seed, check_stop)
-    return Study("norm", CLAIM, made.options, list(rows(made)))
+    return gathered("norm", CLAIM, made.options, rows(made))
 
 
 def rows(draws: Draws) -> Iterator[Row]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,6 +60,32 @@ class Study:
         }
 
 
+class InterruptedStudyError(Exception):
+    """Raised by a ``check_stop`` to end a study.
+
+    Attributes:
+        partial: what the study has found so far, once it has passed this on.
+    """
+
+    partial: Study | None = None
+
+
+def gathered(name: str, claim: str, options: dict[str, Any], rows: Iterable[Row]) -> Study:
+    """The study with all rows.
+
+    Raises:
+        InterruptedStudyError: a ``check_stop`` did; with the rows that were complete.
+    """
+    kept: list[Row] = []
+    study = Study(name, claim, options, kept)
+    try:
+        kept.extend(rows)
+    except InterruptedStudyError as stop:
+        stop.partial = study
+        raise
+    return study
+
+
 def row(study: str, case: dict[str, Any], spectra: Spectra) -> Row:
     """The quantiles over all systems of ``spectra``."""
     values = {
@@ -96,8 +122,3 @@ def quantiles(values: Tensor) -> dict[str, float | int | None]:
         out = dict(zip(QUANTILES, torch.quantile(there, marks).tolist(), strict=True))
     missing = len(values) - len(there)
     return {**out, "undefined": missing} if missing else out
-
-
-def finite(value: float) -> float | None:
-    """``None`` in place of NaN and infinity, which JSON does not know."""
-    return value if math.isfinite(value) else None

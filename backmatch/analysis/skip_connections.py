@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .draws import Draws, nothing
-from .result import Row, Study, row
+from .result import Row, Study, gathered, row
 from .spectra import Spectra
 
 CLAIM = (
@@ -72,7 +72,7 @@ def skip(
     True
     """
     made = Draws(size, draws, seed, check_stop)
-    return Study("skip", CLAIM, made.options, list(rows(made)))
+    return gathered("skip", CLAIM, made.options, rows(made))
 
 
 def rows(draws: Draws) -> Iterator[Row]:

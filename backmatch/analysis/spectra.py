@@ -74,7 +74,6 @@ class Spectra:
             "kappa": float(values.max() / values.min()) if len(values) else math.nan,
             "spectral_norm": float(self.spectral_norms.max()),
             "trace_mean": float(self.eigenvalues.mean()),
-            "rank": int(counted.sum()),
         }
 
     def without_smallest(self) -> Spectra:

@@ -8,7 +8,7 @@ from .. import checks
 from .depths import along
 from .draws import Draws, nothing
 from .nets import ACTIVATIONS, FAMILIES
-from .result import Row, Study, row
+from .result import Row, Study, gathered, row
 from .spectra import Spectra
 
 CLAIM = (
@@ -60,7 +60,8 @@ def width(
         raise ValueError("widths must hold at least one width, got none")
     drawn = [Draws(n, checks.positive_int("nets", nets), seed, check_stop) for n in chosen]
     options = {"widths": chosen, "nets": nets, "seed": seed}
-    return Study("width", CLAIM, options, [one for draws in drawn for one in rows(draws)])
+    found = (one for draws in drawn for one in rows(draws))
+    return gathered("width", CLAIM, options, found)
 
 
 def rows(draws: Draws) -> Iterator[Row]:

@@ -1,0 +1,162 @@
+"""Run the studies, print their tables, leave ``analysis.json`` and ``analysis.png`` in a folder."""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import analysis
+from ..analysis import during_training
+from ..analysis.result import InterruptedStudyError, Study
+from ..training.failures import RunError, UsageError, show
+from ..training.files import write_atomic
+from ..training.interrupts import Interrupts
+from ..training.loop import versions
+from ..training.progress import say
+from . import report
+from .options import FIGURE, RESULT, AnalyzeOptions
+
+#: By the name that ``--study`` knows.
+FUNCTIONS: dict[str, Callable[..., Study]] = {
+    "init": analysis.init,
+    "skip": analysis.skip,
+    "norm": analysis.norm,
+    "depth": analysis.depth,
+    "width": analysis.width,
+    "training": analysis.training,
+}
+
+
+def start(options: AnalyzeOptions, out: Path | None, *, quiet: bool) -> int:
+    """Run the studies; returns the exit code.
+
+    Raises:
+        UsageError: the data cannot be had, or the folder cannot be made.
+        RunError: memory ran out, or the result cannot be written.
+    """
+    if "training" in options.studies:
+        _require_data(options.data)
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    with Interrupts() as interrupts:
+
+        def check_stop() -> None:
+            if interrupts.received is not None:
+                raise InterruptedStudyError
+
+        if out is not None:
+            _make_folder(out)
+        result = collect(options, check_stop, quiet=quiet)
+        if out is not None:
+            store(result, out, quiet=quiet)
+    if result["interrupted"]:
+        if not quiet:
+            say("interrupted: the tables hold what was done before")
+        return interrupts.exit_code
+    return 0
+
+
+def _require_data(data: str) -> None:
+    """Now, not after the other studies."""
+    try:
+        during_training.prepared(data)
+    except ValueError as error:
+        raise UsageError(f"--data {show(data, 200)}: {error}") from None
+
+
+def _make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        where = f"--out {show(str(out), 200)}"
+        raise UsageError(f"{where}: cannot write there: {error.strerror}") from None
+
+
+def collect(
+    options: AnalyzeOptions, check_stop: Callable[[], None], *, quiet: bool
+) -> dict[str, Any]:
+    """Run all studies: the content of ``analysis.json``.
+
+    Args:
+        options: which ones, and how.
+        check_stop: called now and then; raises :class:`InterruptedStudyError` to end the run.
+        quiet: print nothing.
+    """
+    studies: dict[str, Any] = {}
+    interrupted = False
+    for name in options.studies:
+        began = time.perf_counter()
+        _status(None if quiet else name)
+        try:
+            study: Study | None = FUNCTIONS[name](**options.arguments(name), check_stop=check_stop)
+        except InterruptedStudyError as stop:
+            study, interrupted = stop.partial, True
+        except (MemoryError, RuntimeError) as error:
+            if not _is_memory(error):
+                raise
+            raise RunError(f"{name}: not enough memory; lower --size") from error
+        finally:
+            _status(None)
+        if study is not None and study.rows:
+            seconds = round(time.perf_counter() - began, 3)
+            studies[name] = {**study.as_dict(), "elapsed_seconds": seconds}
+            if not quiet:
+                report.show(studies[name])
+        if interrupted:
+            break
+    return {
+        "versions": {**versions(), "python": platform.python_version()},
+        "threads": torch.get_num_threads(),
+        "options": options.as_dict(),
+        "interrupted": interrupted,
+        "studies": studies,
+    }
+
+
+def _is_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def store(result: dict[str, Any], out: Path, *, quiet: bool) -> None:
+    """Write ``analysis.json`` and the figure.
+
+    Raises:
+        RunError: they cannot be written.
+    """
+    try:
+        write_atomic(out / RESULT, (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
+        drawn = _draw(result, out / FIGURE)
+    except OSError as error:
+        raise RunError(
+            f"cannot write in {out}: {error.strerror}; make room and run again"
+        ) from None
+    if not quiet:
+        say("")
+        say(f"table   {out / RESULT}")
+        say(f"figure  {out / FIGURE if drawn is None else drawn}")
+
+
+def _draw(result: dict[str, Any], path: Path) -> str | None:
+    """Why there is no figure, or ``None`` once it is written."""
+    if not result["studies"]:
+        return "none: no study got so far"
+    try:
+        from ..analysis import figure
+    except ImportError:
+        return "none: matplotlib is not installed"
+    write_atomic(path, figure.draw(result))
+    return None
+
+
+def _status(name: str | None) -> None:
+    """One line on a terminal that says what is being studied, gone afterwards."""
+    if sys.stderr.isatty():
+        sys.stderr.write("\r\x1b[K" + (f"studying {name} .." if name else ""))
+        sys.stderr.flush()
