@@ -1,8 +1,9 @@
-"""The nets of the studies ``depth``, ``width`` and ``training``, and the spectra of their blocks."""
+"""The nets of the studies ``depth``, ``width``, ``training``, and the spectra of their blocks."""
 
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -37,8 +38,7 @@ def net(
         own: draws the weights; biases start at 0.
         classes: outputs of a Linear on top; 0 for none.
     """
-    shapes = list(zip(sizes, sizes[1:], strict=False))
-    blocks = [_block(family, activation, shape, own) for shape in shapes]
+    blocks = [_block(family, activation, shape, own) for shape in itertools.pairwise(sizes)]
     if classes:
         head = nn.Linear(sizes[-1], classes).double()
         _fill(head, "plain", 1.0, own)
@@ -46,9 +46,7 @@ def net(
     return nn.Sequential(*blocks)
 
 
-def _block(
-    family: str, activation: str, shape: tuple[int, int], own: torch.Generator
-) -> nn.Module:
+def _block(family: str, activation: str, shape: tuple[int, int], own: torch.Generator) -> nn.Module:
     act, gain = ACTIVATIONS[activation](), init.calculate_gain("relu")
     linear = nn.Linear(*shape, bias=family != "batch norm").double()
     if family == "skip" and shape[0] == shape[1]:
@@ -69,9 +67,7 @@ def _fill(linear: nn.Linear, family: str, gain: float, own: torch.Generator) -> 
         init.zeros_(linear.bias)
 
 
-def spectra(
-    model: nn.Sequential, x: Tensor, side: str, most: int | None = None
-) -> list[Spectra]:
+def spectra(model: nn.Sequential, x: Tensor, side: str, most: int | None = None) -> list[Spectra]:
     """The systems of every block at the inputs that ``x`` gives it, bottom first.
 
     Batch norms use the statistics of ``x``. On the weight side they are part of the block, and

@@ -55,9 +55,9 @@ def norm(
         size, draws, seed, check_stop: as in :func:`backmatch.analysis.init`.
 
     Returns:
-        Rows with ``inputs`` ("uniform" or "scaled"), ``form``, ``bias``, ``side`` and ``scheme`` (of
-        W) as their case. Weight side: one output unit of each draw; input side: one sample, and the batch's
-        own statistics in S.
+        Rows with ``inputs`` ("uniform" or "scaled"), ``form``, ``bias``, ``side`` and ``scheme``
+        (of W) as their case. Weight side: one output unit of each draw; input side: one sample,
+        and the batch's own statistics in S.
 
     Raises:
         TypeError, ValueError: an argument that is no int or too small.

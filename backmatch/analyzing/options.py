@@ -109,7 +109,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--nets", metavar="N", help="nets per case of depth, width, training (default: 5, 5, 3)"
     )
     parser.add_argument(
-        "--size", metavar="N", help="order of the matrices, width of the hidden layers (default: 64)"
+        "--size",
+        metavar="N",
+        help="order of the matrices, width of the hidden layers (default: 64)",
     )
     parser.add_argument("--seed", metavar="N", default="0", help="of all draws (default: 0)")
     parser.add_argument(

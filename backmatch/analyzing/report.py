@@ -71,8 +71,11 @@ def _sides(rows: Sequence[Row]) -> list[str]:
 
 
 def _plain(rows: Sequence[Row]) -> list[list[str]]:
-    """One line per row."""
+    """One line per row; a case's field that is the same in all of them only if it is the side."""
     keys = list(dict.fromkeys(key for row in rows for key in row["case"]))
+    keys = [
+        key for key in keys if key == "side" or len({str(row["case"].get(key)) for row in rows}) > 1
+    ]
     limit = any("large_n" in row for row in rows)
     heading = [*keys, "kappa", "10 %", "90 %", "norm", "trace mean", "rank", "draws"]
     lines = [heading + ["limit"] * limit]
@@ -105,7 +108,10 @@ def _pivot(
         cells = found.setdefault(tuple(str(case[key]) for key in keys), {})
         cells[case[across]] = figure(row["kappa"]["median"])
     heading = [*keys, *(f"{across} {value}" for value in values)]
-    return [heading, *([*key, *(cells.get(v, "-") for v in values)] for key, cells in found.items())]
+    return [
+        heading,
+        *([*key, *(cells.get(v, "-") for v in values)] for key, cells in found.items()),
+    ]
 
 
 def _training(rows: Sequence[Row]) -> list[list[list[str]]]:
@@ -120,7 +126,9 @@ def _training(rows: Sequence[Row]) -> list[list[list[str]]]:
                 cells = losses.setdefault(row["case"]["family"], {})
                 cells[row["case"]["step"]] = figure(row["loss"]["median"])
         heading = [method, "loss (nats)", *(f"step {step}" for step in steps)]
-        lines = [["", family, *(each.get(s, "-") for s in steps)] for family, each in losses.items()]
+        lines = [
+            ["", family, *(each.get(s, "-") for s in steps)] for family, each in losses.items()
+        ]
         made.append([heading, *lines])
         blocks = [row for row in own if "block" in row["case"]]
         if blocks:
