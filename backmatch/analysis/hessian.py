@@ -296,6 +296,8 @@ class LocalHessian:
 
         def apply(v: object) -> object:
             given = torch.as_tensor(v)
+            if given.is_complex():
+                raise TypeError(f"v must be real, got {given.dtype}")
             return self.matvec(given.to(like)).cpu().numpy()
 
         dtype = str(self.dtype).removeprefix("torch.")

@@ -21,8 +21,13 @@ Product = Callable[[Tensor], Tensor]
 #: (product, like, k, seed) -> k eigenvalues (k,) and their vectors (size, k).
 Run = Callable[[Product, Tensor, int, int], tuple[Tensor, Tensor]]
 
-#: Steps of the torch route per wanted eigenvalue, at least 300.
-STEPS_EACH = 40
+#: Residual |H v - theta v| / |theta_max| at which an eigenpair has converged. The eigenvalue is off
+#: by no more than that, and by its square over the gap to the next one.
+TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-11}
+#: Steps of the torch route: per wanted eigenvalue, and at least.
+STEPS_EACH, LEAST_STEPS = 40, 1000
+#: Steps between two looks at the Ritz values.
+LOOK_EVERY = 8
 
 
 def extreme_eigenvalues(product: Product, like: Tensor, k: int, run: Run | None = None) -> Tensor:
@@ -39,12 +44,20 @@ def extreme_eigenvalues(product: Product, like: Tensor, k: int, run: Run | None 
     """
     if run is None:
         run = torch_lanczos if like.is_cuda else arpack
+    norm = torch.linalg.vector_norm
+    if not bool(norm(product(_start(like, 0))) > 0):
+        return like.new_zeros(k)
     values, vectors = run(product, like, k, 0)
-    slack = 8 * torch.finfo(like.dtype).eps * like.numel() ** 0.5
+    slack = 8 * TOLERANCE[like.dtype]
     for seed in range(1, like.numel() - k + 1):
-        found, vector = run(_restricted(product, vectors), like, 1, seed)
+        rest = _restricted(product, vectors)
         sizes = values.abs()
         smallest = int(sizes.argmin())
+        start = _start(like, seed)
+        # What is left of an operator of lower rank is rounding, in which no eigenpair converges.
+        if not bool(norm(rest(start)) > slack * sizes.max() * norm(start)):
+            break
+        found, vector = run(rest, like, 1, seed)
         if not bool(found[0].abs() > sizes[smallest] + slack * sizes.max()):
             break
         values[smallest], vectors[:, smallest] = found[0], vector[:, 0]
@@ -66,7 +79,7 @@ def _start(like: Tensor, seed: int) -> Tensor:
 
 
 def arpack(product: Product, like: Tensor, k: int, seed: int) -> tuple[Tensor, Tensor]:
-    """SciPy's ``eigsh`` to the precision of the dtype."""
+    """SciPy's ``eigsh``."""
     dtype = np.dtype(str(like.dtype).removeprefix("torch."))
 
     def matvec(v: np.ndarray) -> np.ndarray:
@@ -76,7 +89,13 @@ def arpack(product: Product, like: Tensor, k: int, seed: int) -> tuple[Tensor, T
     n = like.numel()
     operator = LinearOperator((n, n), matvec=matvec, dtype=dtype)
     try:
-        values, vectors = eigsh(operator, k=k, which="LM", v0=_start(like, seed).cpu().numpy())
+        values, vectors = eigsh(
+            operator,
+            k=k,
+            which="LM",
+            v0=_start(like, seed).cpu().numpy(),
+            tol=TOLERANCE[like.dtype],
+        )
     except ArpackNoConvergence as error:
         raise NotConvergedError(
             f"Lanczos found {len(error.eigenvalues)} of {k} eigenvalues before its cap of "
@@ -89,38 +108,45 @@ def torch_lanczos(product: Product, like: Tensor, k: int, seed: int) -> tuple[Te
     """The same on any device: one process, fully reorthogonalised (Paige 1972).
 
     An exhausted Krylov space goes on with a new direction, so that the basis can always grow to
-    the whole space. Stops when the residual |beta s| of every wanted Ritz pair is rounding.
+    the whole space. A Ritz pair's residual is |beta s|, s the last entry of its vector.
     """
     n, eps = like.numel(), torch.finfo(like.dtype).eps
-    cap = min(n, max(300, STEPS_EACH * k))
-    basis = like.new_zeros(cap, n)
-    basis[0] = _unit(_start(like, seed))
+    cap = min(n, max(LEAST_STEPS, STEPS_EACH * k))
+    following = _unit(_start(like, seed))
+    basis = like.new_empty(min(cap, 64), n)
     T = like.new_zeros(cap, cap)
-    generator = torch.Generator().manual_seed(seed + 1)
     for j in range(cap):
+        if j == len(basis):
+            basis = torch.cat([basis, torch.empty_like(basis)])
+        basis[j] = following
         w = product(basis[j])
         T[j, j] = torch.dot(w, basis[j])
         w = _orthogonal(w, basis[: j + 1])
         beta = torch.linalg.vector_norm(w)
-        checked = j + 1 == cap or (j + 1 >= k and (j + 1) % 8 == 0)
-        if checked:
-            ritz, S = torch.linalg.eigh(T[: j + 1, : j + 1])
-            wanted = ritz.abs().argsort(descending=True)[:k]
-            scale = ritz.abs().max()
-            left = (beta * S[-1, wanted]).abs()
-            if j + 1 == n or (j + 1 >= k and bool((left <= 4 * eps * scale).all())):
-                return ritz[wanted], basis[: j + 1].mT @ S[:, wanted]
-        if j + 1 < cap:
-            if bool(beta <= 4 * eps * T[: j + 1, : j + 1].abs().max()):
-                fresh = torch.randn(n, generator=generator, dtype=torch.float64, device="cpu")
-                basis[j + 1] = _unit(_orthogonal(fresh.to(like), basis[: j + 1]))
-            else:
-                basis[j + 1] = w / beta
-                T[j, j + 1] = T[j + 1, j] = beta
+        steps = j + 1
+        if steps in (cap, n) or (steps >= k and steps % LOOK_EVERY == 0):
+            found = _converged(T[:steps, :steps], beta, k, steps == n)
+            if found is not None:
+                return found[0], basis[:steps].mT @ found[1]
+        if bool(beta <= 4 * eps * T.abs().max()):
+            following = _unit(_orthogonal(_start(like, seed + 7919 * steps), basis[:steps]))
+        elif steps < cap:
+            following = w / beta
+            T[j, j + 1] = T[j + 1, j] = beta
     raise NotConvergedError(
         f"Lanczos did not settle {k} eigenvalues within {cap} steps; ask for fewer (k) or pass a "
         "smaller batch"
     )
+
+
+def _converged(T: Tensor, beta: Tensor, k: int, whole: bool) -> tuple[Tensor, Tensor] | None:
+    """The k Ritz values of largest magnitude and their vectors in the basis, once they stand."""
+    ritz, S = torch.linalg.eigh(T)
+    wanted = ritz.abs().argsort(descending=True)[:k]
+    left = (beta * S[-1, wanted]).abs()
+    if whole or bool((left <= TOLERANCE[T.dtype] * ritz.abs().max()).all()):
+        return ritz[wanted], S[:, wanted]
+    return None
 
 
 def _orthogonal(w: Tensor, basis: Tensor) -> Tensor:
