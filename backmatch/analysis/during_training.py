@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -160,8 +161,12 @@ def _run(
         if matcher is None:
             torch.autograd.backward(cross_entropy(model(x), y))
         else:
-            matcher.backward(x, lambda output, y=y: cross_entropy(output, y))
+            matcher.backward(x, functools.partial(_loss, y))
         optimizer.step()
+
+
+def _loss(y: Tensor, output: Tensor) -> Tensor:
+    return cross_entropy(output, y)
 
 
 def _endless(data: Dataset, seed: int) -> Iterator[tuple[Tensor, Tensor]]:

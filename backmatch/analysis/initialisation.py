@@ -76,19 +76,19 @@ def rows(draws: Draws) -> Iterator[Row]:
             case = {"scheme": scheme, "activation": activation, "side": "input"}
             # Only without slopes is kappa's median a figure of its own, and worth the draws.
             some = draws.fourfold if activation == "none" else draws
-            yield row("init", case, _input_side(some, scheme, SLOPES[activation]))
+            yield row("init", case, input_side(some, scheme, SLOPES[activation]))
         # A factor in front of W is no scheme of its own for the slopes of a ReLU.
         for scheme in ("gaussian", "he-normal", "orthonormal"):
             case = {"scheme": scheme, "activation": activation, "side": "weight"}
-            yield row("init", case, _weight_side(draws, scheme, SLOPES[activation]))
+            yield row("init", case, weight_side(draws, scheme, SLOPES[activation]))
 
 
-def _input_side(draws: Draws, scheme: str, slope: Slope) -> Spectra:
+def input_side(draws: Draws, scheme: str, slope: Slope) -> Spectra:
     pairs = zip(draws.weights(scheme), draws.samples(), strict=True)
     return Spectra.joined([Spectra.of_jacobians(slope(W @ z) * W) for W, z in pairs])
 
 
-def _weight_side(draws: Draws, scheme: str, slope: Slope) -> Spectra:
+def weight_side(draws: Draws, scheme: str, slope: Slope) -> Spectra:
     """Of the first output unit."""
     return Spectra.joined(
         [

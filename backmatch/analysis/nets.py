@@ -38,12 +38,13 @@ def net(
         own: draws the weights; biases start at 0.
         classes: outputs of a Linear on top; 0 for none.
     """
-    blocks = [_block(family, activation, shape, own) for shape in itertools.pairwise(sizes)]
-    if classes:
-        head = nn.Linear(sizes[-1], classes).double()
-        _fill(head, "plain", 1.0, own)
-        blocks.append(head)
-    return nn.Sequential(*blocks)
+    with torch.random.fork_rng(devices=[]):  # layers draw their first weights when they are made
+        blocks = [_block(family, activation, shape, own) for shape in itertools.pairwise(sizes)]
+        if classes:
+            head = nn.Linear(sizes[-1], classes).double()
+            _fill(head, "plain", 1.0, own)
+            blocks.append(head)
+        return nn.Sequential(*blocks)
 
 
 def _block(family: str, activation: str, shape: tuple[int, int], own: torch.Generator) -> nn.Module:
@@ -70,9 +71,10 @@ def _fill(linear: nn.Linear, family: str, gain: float, own: torch.Generator) -> 
 def spectra(model: nn.Sequential, x: Tensor, side: str, most: int | None = None) -> list[Spectra]:
     """The systems of every block at the inputs that ``x`` gives it, bottom first.
 
-    Batch norms use the statistics of ``x``. On the weight side they are part of the block, and
-    each unit's own scale is left out (:meth:`Spectra.without_smallest`); on the input side the
-    statistics are held fixed, so that the samples are independent (for the difference see
+    Batch norms use the statistics of ``x``. On the weight side they are part of the block: a
+    unit's own scale, along its weights, moves the outputs as its gamma does, so that their
+    difference is an eigenvector of eigenvalue 0. On the input side the statistics are held fixed,
+    so that the samples are independent (for the difference see
     :func:`backmatch.analysis.norm`). ``most`` systems of a block are decomposed, ``None`` for
     all. The model is not changed.
     """
@@ -87,9 +89,4 @@ def spectra(model: nn.Sequential, x: Tensor, side: str, most: int | None = None)
     if side == "input":
         held.eval()
         inputs = [z[:most] for z in inputs]
-    found = []
-    for block, z in zip(held, inputs, strict=False):
-        each = systems(block, z, side, most)
-        normed = any(isinstance(part, nn.BatchNorm1d) for part in block.modules())
-        found.append(each.without_smallest() if normed and side == "weight" else each)
-    return found
+    return [systems(block, z, side, most) for block, z in zip(held, inputs, strict=False)]

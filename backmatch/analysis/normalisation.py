@@ -40,14 +40,15 @@ def norm(
     A batch norm *behind* the Linear, in the same block, centres too: its Jacobian for one unit is
     gamma/s (I - 11^T/m - h h^T/m), h the normalised outputs, so H_w = (gamma/s)^2 X^T P^2 X / m.
     1 is projected out - the inputs need not be centred - and h, which is the direction of w
-    itself: the rows leave that one direction out (eigenvalue (eps/(var + eps))^2 of the others').
+    itself: the rows leave that one direction out (eigenvalue (eps/(var + eps))^2 of the others';
+    with a trainable gamma, which acts along h as well, it is exactly 0).
 
     On the input side the plain block has H_z = W^T W whatever the inputs. With batch norm behind,
     all samples are one problem, J = blockdiag(P_j) (S W (x) I), S = diag(gamma_j / s_j). As eps
     goes to 0 the P_j are projectors of rank m - 2, and by Cauchy's interlacing theorem the nonzero
     eigenvalues of J J^T lie between the extreme ones of S W W^T S, which occur m times each and
-    must survive when m > 2 n_out: the condition number is exactly kappa(S W W^T S). So batch
-    norm changes the input side only through S, the rows' own scales.
+    must survive when m > 2 n_out: for W of full row rank the condition number is exactly
+    kappa(S W W^T S). So batch norm changes the input side only through S, the rows' own scales.
 
     Not claimed: that normalising repairs correlated features, or anything about the input side.
 
@@ -78,13 +79,13 @@ def rows(draws: Draws) -> Iterator[Row]:
         for form in (*FORMS, BEHIND):
             for bias in (False, True) if form in FORMS else (False,):
                 pairs = _pairs(draws, inputs)
-                parts = [_weight_side(W, X, form, bias) for W, X in pairs]
+                parts = [weight_side(W, X, form, bias) for W, X in pairs]
                 case = {"inputs": inputs, "form": form, "bias": bias, "side": "weight"}
                 yield row("norm", {**case, "scheme": "gaussian"}, Spectra.joined(parts))
     for scheme in ("gaussian", "orthonormal"):
         for form in ("raw", BEHIND):
             case = {"inputs": "uniform", "form": form, "bias": False, "side": "input"}
-            parts = [_input_side(W, X, form) for W, X in draws.fourfold.pairs(scheme)]
+            parts = [input_side(W, X, form) for W, X in draws.fourfold.pairs(scheme)]
             yield row("norm", {**case, "scheme": scheme}, Spectra.joined(parts))
 
 
@@ -116,7 +117,7 @@ FORMS: dict[str, Callable[[Tensor], Tensor]] = {
 BEHIND = "batch norm behind"
 
 
-def _weight_side(W: Tensor, X: Tensor, form: str, bias: bool) -> Spectra:
+def weight_side(W: Tensor, X: Tensor, form: str, bias: bool) -> Spectra:
     if form == BEHIND:
         return _behind(W[:, :1, :], X)
     Z = FORMS[form](X)
@@ -125,7 +126,7 @@ def _weight_side(W: Tensor, X: Tensor, form: str, bias: bool) -> Spectra:
     return Spectra.of_jacobians(Z, 1 / X.shape[1])
 
 
-def _input_side(W: Tensor, X: Tensor, form: str) -> Spectra:
+def input_side(W: Tensor, X: Tensor, form: str) -> Spectra:
     """The distinct eigenvalues: with batch norm behind each stands there m times."""
     return Spectra.of_jacobians(W if form == "raw" else _scales(W, X) * W)
 

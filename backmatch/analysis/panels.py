@@ -9,7 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import (
+    FixedLocator,
+    LogLocator,
+    MaxNLocator,
+    NullFormatter,
+    StrMethodFormatter,
+)
 
 Row = dict[str, Any]
 
@@ -124,9 +130,9 @@ def _families(band: Any, rows: Sequence[Row], key: str, label: str, *, log: bool
             _log(axes, at, title, label)
         else:
             _plain(axes, title, label)
-            axes.locator_params(axis="x", integer=True)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     grid[0].set_ylabel(_KAPPA)
-    _legend(band, grid[-1] if grid[-1].lines else grid[0])
+    _legend(band, grid[0])
 
 
 def training(band: Any, rows: Sequence[Row]) -> None:
@@ -145,6 +151,8 @@ def training(band: Any, rows: Sequence[Row]) -> None:
                 _line(axes, _of(own, block=block), "step", style, f"block {block}")
             last = number == len(lanes) - 1
             _plain(axes, "" if number else family, "step" if last else "")
+            if not own:
+                continue
             axes.set_xscale("symlog", linthresh=1)
             axes.xaxis.set_major_locator(FixedLocator(sorted({r["case"]["step"] for r in rows})))
             axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
@@ -170,6 +178,9 @@ def _line(axes: Any, rows: Sequence[Row], key: str, style: tuple[str, str], labe
 def _dots(axes: Any, rows: Sequence[Row], down: str, by: str, title: str) -> None:
     """Markers with bars: values of ``down`` on lines of their own, ``by`` slightly apart."""
     rows = [row for row in rows if row["kappa"]["median"] is not None]
+    if not rows:
+        axes.set_axis_off()
+        return
     names = list(dict.fromkeys(row["case"][down] for row in rows))
     kinds = list(dict.fromkeys(row["case"][by] for row in rows))
     for number, ((color, marker), kind) in enumerate(zip(_STYLES, kinds, strict=False)):
@@ -195,6 +206,8 @@ def _dots(axes: Any, rows: Sequence[Row], down: str, by: str, title: str) -> Non
 
 def _log(axes: Any, at: Sequence[float], title: str, label: str) -> None:
     _plain(axes, title, label)
+    if not axes.lines:
+        return
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_locator(FixedLocator(sorted(set(at))))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
@@ -202,6 +215,9 @@ def _log(axes: Any, at: Sequence[float], title: str, label: str) -> None:
 
 
 def _plain(axes: Any, title: str, label: str) -> None:
+    if not axes.has_data():  # an interrupted study; a logarithmic axis needs a positive value
+        axes.set_axis_off()
+        return
     axes.set_title(title)
     axes.set_xlabel(label)
     axes.set_yscale("log")

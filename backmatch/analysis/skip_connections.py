@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -82,20 +83,20 @@ def rows(draws: Draws) -> Iterator[Row]:
     for name in BLOCKS:
         for a in WEIGHTS:
             case = {"block": name, "weight": a, "side": "input"}
-            yield {**row("skip", case, _input_side(draws, name, a)), **_limit(name, a)}
+            yield {**row("skip", case, input_side(draws, name, a)), **_limit(name, a)}
     for weight in (None, *FEW):
         name = PLAIN if weight is None else "z + aWz"
         case = {"block": name, "weight": weight, "side": "weight"}
-        yield row("skip", case, _weight_side(draws, weight))
+        yield row("skip", case, weight_side(draws, weight))
 
 
-def _input_side(draws: Draws, block: str, a: float) -> Spectra:
+def input_side(draws: Draws, block: str, a: float) -> Spectra:
     scheme, jacobian = BLOCKS[block]
     pairs = zip(draws.weights(scheme), draws.samples(), strict=True)
     return Spectra.joined([Spectra.of_jacobians(jacobian(W, z, a)) for W, z in pairs])
 
 
-def _weight_side(draws: Draws, weight: float | None) -> Spectra:
+def weight_side(draws: Draws, weight: float | None) -> Spectra:
     """J_w = a X, for any output unit; a = 1 for the plain block."""
     factor = 1.0 if weight is None else weight
     parts = [Spectra.of_jacobians(factor * X, 1 / draws.m) for X in draws.inputs()]
@@ -113,8 +114,8 @@ def large_n_kappa(a: float) -> float:
     >>> round(large_n_kappa(0.1), 3), round(large_n_kappa(0.25), 3), round(large_n_kappa(0.5), 2)
     (1.764, 4.249, 22.75)
     """
-    q = (1 + 8 / a**2) ** 0.5
-    return ((q + 3) / (q - 3)) ** 3 * (q - 1) / (q + 1)
+    q = math.sqrt(1 + 8 / a**2)
+    return math.pow((q + 3) / (q - 3), 3) * (q - 1) / (q + 1)
 
 
 def _limit(block: str, a: float) -> dict[str, float]:

@@ -79,8 +79,9 @@ class Spectra:
     def without_smallest(self) -> Spectra:
         """The smallest nonzero eigenvalue of every system set to 0.
 
-        Under batch norm that is the unit's own scale, along its weights: the norm takes it back
-        but for eps / (variance + eps), which would be all that a condition number shows.
+        Under batch norm without gamma that is the unit's own scale, along its weights: the norm
+        takes it back but for eps / (variance + eps), which is all that a condition number would
+        show.
         """
         at = (self.ranks - 1).clamp_min(0).unsqueeze(-1)
         return Spectra(self.eigenvalues.scatter(-1, at, 0.0), self.cut)

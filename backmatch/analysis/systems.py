@@ -16,7 +16,7 @@ from .singular_values import distinct, jacobians
 from .spectra import Spectra
 
 #: Relative difference at which a product contradicts the independence of the units.
-_TOLERANCE = 1e-9
+_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
 
 
 def systems(block: nn.Module, z: Tensor, side: str, most: int | None = None) -> Spectra:
@@ -75,12 +75,13 @@ def _by_units(posed: Posed, curvature: GaussNewton) -> Tensor:
 
     sizes = [math.prod(shape[1:]) for shape in posed.shapes.values()]
     eye = torch.eye(sum(sizes)).to(curvature.like)
-    columns = [moved([part.expand(n_out, -1) for part in row.split(sizes)]) for row in eye]
+    columns = [moved([part.expand(n_out, -1) for part in torch.split(row, sizes)]) for row in eye]
     J = torch.stack(columns, -1)
     generator = torch.Generator().manual_seed(0)
     step = torch.randn(n_out, sum(sizes), generator=generator, dtype=torch.float64).to(J)
-    direct = moved(list(step.split(sizes, 1)))
+    direct = moved(list(torch.split(step, sizes, 1)))
     difference = direct - torch.einsum("mupk,uk->mup", J, step)
-    if bool(torch.linalg.vector_norm(difference) > _TOLERANCE * torch.linalg.vector_norm(direct)):
+    limit = _TOLERANCE[J.dtype] * torch.linalg.vector_norm(direct)
+    if bool(torch.linalg.vector_norm(difference) > limit):
         raise ValueError("an output unit of this block depends on parameters of another one")
     return J.permute(1, 0, 2, 3).flatten(1, 2)

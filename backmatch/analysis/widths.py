@@ -24,7 +24,7 @@ BLOCKS = 4
 def width(
     *,
     widths: Sequence[int] = WIDTHS,
-    nets: int = 5,
+    nets: int = 3,
     seed: int = 0,
     check_stop: Callable[[], None] = nothing,
 ) -> Study:

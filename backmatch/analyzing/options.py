@@ -42,13 +42,13 @@ class AnalyzeOptions:
     Attributes:
         studies: their names.
         draws: matrices per case of init, skip and norm; ``None``: 1000, 100 if quick.
-        nets: nets per case of depth, width and training; ``None``: 5, 5 and 3, 1 if quick.
+        nets: nets per case of depth, width and training; ``None``: 5, 3 and 3, 1 if quick.
         size: matrices are size x size, hidden layers that wide; ``None``: 64, nets 32 if quick.
         seed: of all draws.
         quick: fewer draws, nets, blocks, widths and steps: under 20 seconds on two cores.
         data: of the study training.
         methods: of the study training.
-        threads: of torch; ``None``: torch's own number.
+        threads: of torch; small matrices gain nothing from more than one.
     """
 
     studies: tuple[str, ...] = tuple(STUDIES)
@@ -59,7 +59,7 @@ class AnalyzeOptions:
     quick: bool = False
     data: str = "digits"
     methods: tuple[str, ...] = METHODS["both"]
-    threads: int | None = None
+    threads: int = 1
 
     def as_dict(self) -> dict[str, Any]:
         """For ``analysis.json``."""
@@ -106,7 +106,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--draws", metavar="N", help="matrices per case of init, skip, norm (default: 1000)"
     )
     parser.add_argument(
-        "--nets", metavar="N", help="nets per case of depth, width, training (default: 5, 5, 3)"
+        "--nets", metavar="N", help="nets per case of depth, width, training (default: 5, 3, 3)"
     )
     parser.add_argument(
         "--size",
@@ -120,7 +120,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--method", metavar="NAME", help="of training: bp, backmatch or both (default)"
     )
-    parser.add_argument("--threads", metavar="N", help="CPU threads (default: torch's number)")
+    parser.add_argument(
+        "--threads",
+        metavar="N",
+        default="1",
+        help="CPU threads (default: 1; small matrices gain nothing from more)",
+    )
     parser.add_argument(
         "--out", metavar="DIR", help=f"also write {RESULT} and {FIGURE} there (default: print only)"
     )
@@ -156,7 +161,7 @@ def check_out(path: Path) -> None:
     where = f"--out {show(str(path), 200)}"
     check_writable(path, where)
     if (path / RESULT).exists():
-        raise UsageError(f"{where}: holds a {RESULT} already; remove it, or choose another folder")
+        raise UsageError(f"{where}: holds an {RESULT} already; remove it, or choose another folder")
 
 
 def _studies(raw: str) -> tuple[str, ...]:

@@ -100,7 +100,7 @@ def _few(rows: Sequence[Row], key: str, most: int) -> list[Any]:
 def _pivot(
     rows: Sequence[Row], keys: tuple[str, ...], across: str, values: Iterable[Any]
 ) -> list[list[str]]:
-    """Medians of kappa, one line per combination of ``keys``, one column per value of ``across``."""
+    """Medians of kappa, a line per combination of ``keys``, a column per value of ``across``."""
     values = list(values)
     found: dict[tuple[str, ...], dict[Any, str]] = {}
     for row in sorted(rows, key=lambda row: str(row["case"]["side"])):

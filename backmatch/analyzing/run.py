@@ -43,8 +43,7 @@ def start(options: AnalyzeOptions, out: Path | None, *, quiet: bool) -> int:
     """
     if "training" in options.studies:
         _require_data(options.data)
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
+    torch.set_num_threads(options.threads)
     with Interrupts() as interrupts:
 
         def check_stop() -> None:
