@@ -13,7 +13,7 @@ from matplotlib.ticker import (
     FixedLocator,
     LogLocator,
     MaxNLocator,
-    NullFormatter,
+    NullLocator,
     StrMethodFormatter,
 )
 
@@ -156,7 +156,7 @@ def training(band: Any, rows: Sequence[Row]) -> None:
             axes.set_xscale("symlog", linthresh=1)
             axes.xaxis.set_major_locator(FixedLocator(sorted({r["case"]["step"] for r in rows})))
             axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-            axes.xaxis.set_minor_formatter(NullFormatter())
+            axes.xaxis.set_minor_locator(NullLocator())
         name = "back-propagation" if method == "bp" else "back-matching"
         lane[0].set_ylabel(f"{name}\n{_SIDES[side]}\n{_KAPPA}")
     _legend(band, grid[0][0])
@@ -201,17 +201,18 @@ def _dots(axes: Any, rows: Sequence[Row], down: str, by: str, title: str) -> Non
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(base=10, numticks=9))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_minor_locator(NullLocator())
 
 
 def _log(axes: Any, at: Sequence[float], title: str, label: str) -> None:
     _plain(axes, title, label)
-    if not axes.lines:
+    if not axes.has_data() or not at:
         return
     axes.set_xscale("log", base=2)
+    axes.set_xlim(min(at) / 1.12, max(at) * 1.12)
     axes.xaxis.set_major_locator(FixedLocator(sorted(set(at))))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_minor_locator(NullLocator())
 
 
 def _plain(axes: Any, title: str, label: str) -> None:
@@ -222,7 +223,7 @@ def _plain(axes: Any, title: str, label: str) -> None:
     axes.set_xlabel(label)
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(base=10, numticks=9))
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_minor_locator(NullLocator())
     axes.grid(color="#E3E3E3", linewidth=0.6)
 
 
