@@ -10,6 +10,8 @@ from torch import Tensor
 
 from .. import checks
 from ..blocks.generic import GenericLinearisation
+from ..blocks.products import NoPushforwardError
+from ..problems import LeastSquares
 from ..problems.dense import DENSE_ENTRIES
 from ..problems.operator import DENSE_PASSES, PROBE_SEED, PROBES
 from .curvature import Curvature
@@ -17,18 +19,24 @@ from .lanczos import extreme_eigenvalues
 from .layout import Layout
 from .spectrum import Spectrum
 
-#: Relative asymmetry of the product beyond which a second derivative is wrong.
-SYMMETRY_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-9}
+#: Relative mismatch beyond which a second derivative is wrong.
+MISMATCH = {torch.float32: 1e-3, torch.float64: 1e-9}
+#: A gradient with its graph, and the leaf that it belongs to.
+Gradients = list[tuple[int, Tensor]]
 
 
 class FullHessian(Curvature):
     """Hessian of the local loss over some leaves of one evaluation's graph.
 
+    Some backward passes cannot be differentiated, and a few of them give 0 instead of an error.
+    So the second derivative is checked once, on a random direction: at r = 0 it must be the
+    Gauss-Newton product, and at r it must be symmetric.
+
     Args:
         at: the evaluation; its graph must be twice differentiable.
         leaves: parameters in their order, or the input.
         displacement: r, shape of the output.
-        scale: 1/m for weights, 1 for inputs.
+        problem: the side's Gauss-Newton problem at the same evaluation.
         layout: independent systems of T; T's second derivatives fall apart as its first do.
     """
 
@@ -37,17 +45,19 @@ class FullHessian(Curvature):
         at: GenericLinearisation,
         leaves: list[Tensor],
         displacement: Tensor,
-        scale: float,
+        problem: LeastSquares,
         layout: Layout,
     ) -> None:
         super().__init__(layout, displacement)
-        self.leaves, self.scale, self.at = leaves, scale, at
+        self.leaves, self.scale, self.at = leaves, problem.scale, at
         self.sizes = [leaf.numel() for leaf in leaves]
-        self.gradients: list[tuple[int, Tensor]] = []
+        self.gradients: Gradients = []
         if at.graph.requires_grad:
-            self._differentiate(displacement)
+            self.gradients = self._gradients(displacement)
+            self._check(problem)
 
-    def _differentiate(self, displacement: Tensor) -> None:
+    def _gradients(self, displacement: Tensor) -> Gradients:
+        """Of the local loss, scale left out."""
         with torch.enable_grad():
             # At T = T_0 this is -r; its derivative is J.
             residual = self.at.graph - (self.at.output + displacement)
@@ -59,9 +69,8 @@ class FullHessian(Curvature):
                 raise
             except RuntimeError as error:
                 raise self._refusal(error) from error
-        pairs = [(i, _strided(g)) for i, g in enumerate(found) if g is not None]
-        self.gradients = [(i, g) for i, g in pairs if g.requires_grad]
-        self._check_symmetry()
+            pairs = [(i, _strided(g)) for i, g in enumerate(found) if g is not None]
+        return [(i, g) for i, g in pairs if g.requires_grad]
 
     def _refusal(self, error: object) -> TypeError:
         block = self.at.block
@@ -70,37 +79,45 @@ class FullHessian(Curvature):
             f"that only its Gauss-Newton Hessian (displacement=None) can be had: {error}"
         )
 
-    def _check_symmetry(self) -> None:
-        """A backward pass that differentiates wrongly would give no symmetric product."""
+    def _check(self, problem: LeastSquares) -> None:
         generator = torch.Generator().manual_seed(PROBE_SEED)
-        shape = (2, self.layout.systems, self.layout.n)
+        shape = (2, self.layout.size)
         noise = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
         u, v = noise.to(self.like)
-        Hu, Hv = self.product(u), self.product(v)
-        norm = torch.linalg.vector_norm
-        size = norm(u) * norm(Hv) + norm(v) * norm(Hu)
-        wrong = ((u * Hv).sum() - (v * Hu).sum()).abs() > SYMMETRY_TOLERANCE[u.dtype] * size
-        if bool(wrong & (size > self._noise() * norm(u) * norm(v))):
-            raise self._refusal("its second derivative is not symmetric")
+        try:
+            want = problem.normal(v.view(problem.systems, -1)).reshape(-1)
+        except NoPushforwardError as error:
+            raise self._refusal(error) from error
+        got = self._second(self._gradients(torch.zeros_like(self.like)), v)
+        self._compare(got - want, want, v)
+        Hu, Hv = self._second(self.gradients, u), self._second(self.gradients, v)
+        self._compare(torch.dot(u, Hv) - torch.dot(v, Hu), torch.cat([Hu, Hv]), v)
 
-    def _noise(self) -> Tensor:
-        """What rounding may leave of a Hessian that is 0: the mean of a normalised map, say."""
+    def _compare(self, difference: Tensor, product: Tensor, v: Tensor) -> None:
         norm = torch.linalg.vector_norm
-        output, displacement = norm(self.at.output), norm(self.like)
-        point = sum(norm(leaf.detach()).square() for leaf in self.leaves)
-        natural = self.scale * output * (output + displacement) / (point + 1.0)
-        noise: Tensor = 1e4 * self.eps * natural
-        return noise
+        relative = MISMATCH[v.dtype] * norm(product)
+        if difference.dim() == 0:
+            relative = relative * norm(v)
+        # What rounding may leave of a Hessian that is 0: the mean of a normalised map, say.
+        point = sum(norm(leaf.detach()).square() for leaf in self.leaves) + 1.0
+        output = norm(self.at.output)
+        floor = 1e4 * self.eps * self.scale * output * (output + norm(self.like)) / point
+        if bool((norm(difference) > relative) & (norm(product) > floor * norm(v))):
+            raise self._refusal("its backward pass cannot be differentiated")
 
     def product(self, step: Tensor) -> Tensor:
-        flat = self.layout.to_flat(step)
-        if not self.gradients:
-            return torch.zeros_like(step)
-        parts = torch.split(flat, self.sizes)
-        directions = [parts[i].view(self.leaves[i].shape) for i, _ in self.gradients]
+        flat = self._second(self.gradients, self.layout.to_flat(step))
+        return self.layout.to_systems(flat)
+
+    def _second(self, gradients: Gradients, v: Tensor) -> Tensor:
+        """Derivative of the gradients in the flat direction v."""
+        if not gradients:
+            return torch.zeros_like(v)
+        parts = torch.split(v, self.sizes)
+        directions = [parts[i].view(self.leaves[i].shape) for i, _ in gradients]
         try:
             found = torch.autograd.grad(
-                [g for _, g in self.gradients],
+                [g for _, g in gradients],
                 self.leaves,
                 directions,
                 retain_graph=True,
@@ -114,7 +131,7 @@ class FullHessian(Curvature):
             torch.zeros_like(leaf) if g is None else _strided(g)
             for leaf, g in zip(self.leaves, found, strict=True)
         ]
-        return self.scale * self.layout.to_systems(torch.cat([g.reshape(-1) for g in out]))
+        return self.scale * torch.cat([g.reshape(-1) for g in out])
 
     def _unit(self, k: int) -> Tensor:
         vector = self.like.new_zeros(self.layout.systems, self.layout.n)

@@ -10,6 +10,7 @@ from scipy.sparse.linalg import LinearOperator
 from torch import Tensor, nn
 
 from .. import checks
+from ..errors import NonFiniteError
 from ..precision import full_precision
 from .curvature import Curvature
 from .pose import Posed, pose
@@ -135,14 +136,15 @@ class LocalHessian:
         checks.finite("eigenvalues", found.values, block=self.block)
         return found
 
-    @cached_property
+    @property
     def eigenvalues(self) -> Tensor:
         """Descending, with their sign, zeros included: all of them, or the k of largest magnitude.
 
-        :attr:`is_complete` tells which. In the block's dtype and on its device.
+        :attr:`is_complete` tells which, unless ``k`` was given. In the block's dtype and on its
+        device; a tensor of the caller's own.
         """
         found = self._spectrum if self._k is None else self._spectrum.extreme(self._k)
-        return found.values.to(self.dtype)
+        return found.values.to(self.dtype, copy=True)
 
     @property
     def is_complete(self) -> bool:
@@ -221,12 +223,19 @@ class LocalHessian:
         return float((found.values[first] / found.values[chosen]).abs())
 
     @cached_property
-    def _trace(self) -> tuple[float, bool]:
+    def _own_trace(self) -> tuple[float, bool]:
         with torch.no_grad(), full_precision():
             total, exact = self._curvature.trace()
-        if not exact and "_spectrum" in self.__dict__ and self._spectrum.complete:
-            return float(self._spectrum.values.sum()), True
+        if not math.isfinite(total):
+            raise NonFiniteError("the trace", 1, 1, block=self.block)
         return total, exact
+
+    @property
+    def _trace(self) -> tuple[float, bool]:
+        """Exact as soon as all eigenvalues have been asked for."""
+        if not self._own_trace[1] and "_spectrum" in self.__dict__ and self._spectrum.complete:
+            return float(self._spectrum.values.sum()), True
+        return self._own_trace
 
     @property
     def trace(self) -> float:
@@ -247,6 +256,7 @@ class LocalHessian:
         """H v for a flat vector (size,), or for every column of (size, c).
 
         Raises:
+            NonFiniteError: v or a derivative holds NaN or Inf.
             TypeError, ValueError: v has another shape, dtype or device.
         """
         checks.tensor("v", v)
@@ -261,6 +271,7 @@ class LocalHessian:
             columns = v.detach().reshape(self.size, -1).t().contiguous()
             found = [layout.to_flat(self._curvature.product(layout.to_systems(c))) for c in columns]
         out = torch.stack(found, 1) if found else torch.zeros_like(v)
+        checks.finite("H @ v", out, block=self.block)
         return out.reshape(v.shape)
 
     def __matmul__(self, v: Tensor) -> Tensor:

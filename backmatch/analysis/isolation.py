@@ -17,11 +17,14 @@ def isolated(module: nn.Module, device: torch.device) -> Iterator[None]:
 
     What is computed inside keeps the copies: it stays true to the state at this moment when the
     originals move on, and nothing it does reaches them. Tensors that stand in several places
-    stay shared.
+    stay shared. Plain attributes that a forward pass sets, a counter or a cached tensor, are put
+    back as well.
     """
     random = RandomState.now(device)
     copies: dict[int, Tensor] = {}
-    tables = [(part, dict(part._parameters), dict(part._buffers)) for part in module.modules()]
+    parts = list(module.modules())
+    tables = [(part, dict(part._parameters), dict(part._buffers)) for part in parts]
+    attributes = [(part, dict(part.__dict__)) for part in parts]
     try:
         for part, parameters, buffers in tables:
             for key, parameter in parameters.items():
@@ -33,6 +36,10 @@ def isolated(module: nn.Module, device: torch.device) -> Iterator[None]:
                     part._buffers[key] = copies.setdefault(id(buffer), buffer.detach().clone())
         yield
     finally:
+        # First, as setting a recurrent module's weights writes to a list among its attributes.
+        for part, saved in attributes:
+            part.__dict__.clear()
+            part.__dict__.update(saved)
         for part, parameters, buffers in tables:
             for key, parameter in parameters.items():
                 if parameter is not None:

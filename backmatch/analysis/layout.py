@@ -51,4 +51,4 @@ class Layout:
         each = torch.arange(self.systems, device=blocks.device)
         dense[each, :, each, :] = blocks
         dense = dense.view(self.size, self.size)
-        return dense if self.order is None else dense[self.order][:, self.order]
+        return dense if self.order is None else dense[self.order.unsqueeze(1), self.order]

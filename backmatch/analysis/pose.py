@@ -59,10 +59,10 @@ def pose(module: nn.Module, z: Tensor, side: str, displacement: Tensor | None) -
 
 
 def _checked(module: nn.Module, z: Tensor, side: str) -> nn.Module:
-    if not isinstance(module, nn.Module):
+    if not isinstance(module, nn.Module) or isinstance(module, (nn.ModuleList, nn.ModuleDict)):
         raise TypeError(
-            f"block must be an nn.Module, got {type(module).__name__}; several layers are one "
-            "block in an nn.Sequential"
+            f"block must be one nn.Module with a forward, got {type(module).__name__}; several "
+            "layers are one block in an nn.Sequential"
         )
     module = unwrapped(module)
     for part in module.modules():
@@ -130,9 +130,9 @@ def _full(
 ) -> FullHessian:
     """Structure gives the independent systems, a graph the second derivatives."""
     if not isinstance(at, GenericLinearisation):
-        block = GenericBlock(type(module).__name__, module)
-        at = _evaluated(block, z, side)
+        at = _evaluated(GenericBlock(type(module).__name__, module), z, side)
         assert isinstance(at, GenericLinearisation)
+    zero = torch.zeros_like(displacement)
+    problem = at.weight_problem(zero) if side == "weight" else at.input_problem(zero)
     leaves = list(at.leaves.values()) if side == "weight" else [at.z]
-    scale = 1.0 / z.shape[0] if side == "weight" else 1.0
-    return FullHessian(at, leaves, displacement.detach().clone(), scale, layout)
+    return FullHessian(at, leaves, displacement.detach().clone(), problem, layout)
