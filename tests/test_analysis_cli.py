@@ -70,7 +70,7 @@ def test_files_and_tables(
         if name != "training":  # takes long; test_analysis_nets.py has it
             # The stored options make the same rows again.
             again = getattr(analysis, name)(**study["options"])
-            assert json.loads(json.dumps(again.rows)) == study["rows"]
+            assert run.rounded(again.rows) == study["rows"]
     assert (out / "analysis.png").read_bytes().startswith(b"\x89PNG")
     assert sorted(path.name for path in out.iterdir()) == ["analysis.json", "analysis.png"]
 
@@ -222,7 +222,7 @@ def test_interrupted(
     whole = analysis.skip(size=6, draws=4)
     rows = result["studies"]["skip"]["rows"]
     assert 0 < len(rows) < len(whole.rows)
-    assert rows == json.loads(json.dumps(whole.rows[: len(rows)]))
+    assert rows == run.rounded(whole.rows[: len(rows)])
 
 
 def test_interrupted_before_the_first_row(

@@ -12,9 +12,8 @@ from .result import Row, Study, gathered, row
 from .spectra import Spectra
 
 CLAIM = (
-    "Without remedy the condition numbers grow with the width, on the input side like n^2 unless "
-    "ReLU cuts the rank, on the weight side like n; skip, orthonormal and batch norm stop that, "
-    "each on its side."
+    "Without remedy the condition numbers grow with the width, on the input side unless ReLU cuts "
+    "the rank, and on the weight side; skip, orthonormal and batch norm stop that, each on its side."
 )
 WIDTHS = (8, 16, 32, 64, 128)
 #: Blocks of every net.
@@ -33,8 +32,10 @@ def width(
     Claim: the wider, the more a remedy matters. Derived here: the smallest singular value of a
     square Gaussian matrix with entries of variance 1/n is of order 1/n, so kappa(W^T W) is of
     order n^2 (known; the median of the limit law is 13.5 n^2); |I + aW| and its inverse stay
-    bounded for a < 1/2. On the weight side the mean part of X grows like n while, at a fixed
-    number of samples per feature, the rest of the spectrum stays where it is.
+    bounded for a < 1/2. On the weight side of the first block the mean part of X has an eigenvalue
+    of order n while, at a fixed number of samples per feature, the rest stays where it is; with a
+    bias the smallest eigenvalue is of order 1/n besides (what the column of ones has beyond the
+    columns of X), so that kappa grows like n^2.
 
     Not claimed: anything about nets whose samples do not grow with the width.
 

@@ -10,6 +10,6 @@ without torch.
 - ``studies``: by name, each with ``name``, ``claim``, ``options`` (arguments of
   ``bm.analysis.NAME``, with which it can be made again), ``rows`` and ``elapsed_seconds``.
 
-A row is described at :class:`backmatch.analysis.Study`. With the same versions and threads on the
+A row is described at :class:`backmatch.analysis.Study`; numbers have seven digits. With the same versions and threads on the
 same machine everything but ``elapsed_seconds`` is the same from run to run.
 """

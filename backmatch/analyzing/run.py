@@ -105,7 +105,7 @@ def collect(
             _status(None)
         if study is not None and study.rows:
             seconds = round(time.perf_counter() - began, 3)
-            studies[name] = {**study.as_dict(), "elapsed_seconds": seconds}
+            studies[name] = {**rounded(study.as_dict()), "elapsed_seconds": seconds}
             if not quiet:
                 report.show(studies[name])
         if interrupted:
@@ -130,7 +130,7 @@ def store(result: dict[str, Any], out: Path, *, quiet: bool) -> None:
         RunError: they cannot be written.
     """
     try:
-        write_atomic(out / RESULT, (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
+        write_atomic(out / RESULT, to_json(result))
         drawn = _draw(result, out / FIGURE)
     except OSError as error:
         raise RunError(
@@ -140,6 +140,25 @@ def store(result: dict[str, Any], out: Path, *, quiet: bool) -> None:
         say("")
         say(f"table   {out / RESULT}")
         say(f"figure  {out / FIGURE if drawn is None else drawn}")
+
+
+def rounded(value: Any) -> Any:
+    """The same with all floats to seven digits: enough for a median, and short in a file."""
+    if isinstance(value, dict):
+        return {key: rounded(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [rounded(each) for each in value]
+    return float(f"{value:.7g}") if isinstance(value, float) else value
+
+
+def to_json(result: dict[str, Any]) -> bytes:
+    """The file's content, a line per row; refuses NaN and infinity, which JSON does not know."""
+    outer = {name: {**study, "rows": f"<{name}>"} for name, study in result["studies"].items()}
+    text = json.dumps({**result, "studies": outer}, indent=1, allow_nan=False) + "\n"
+    for name, study in result["studies"].items():
+        lines = ",\n".join("    " + json.dumps(row, allow_nan=False) for row in study["rows"])
+        text = text.replace(json.dumps(f"<{name}>"), f"[\n{lines}\n   ]")
+    return text.encode()
 
 
 def _draw(result: dict[str, Any], path: Path) -> str | None:
