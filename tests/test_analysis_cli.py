@@ -19,6 +19,7 @@ from backmatch import analysis
 from backmatch.analyzing import report, run
 from backmatch.analyzing.options import REACH, STUDIES, AnalyzeOptions
 from backmatch.cli import main
+from backmatch.errors import NonFiniteError
 
 pytestmark = pytest.mark.usefixtures("two_threads")  # puts the number back
 
@@ -60,7 +61,14 @@ def test_files_and_tables(
     result = stored(out)
     names = words[1].split(",")
     assert list(result["studies"]) == names
-    assert set(result) == {"versions", "threads", "options", "interrupted", "studies"}
+    assert set(result) == {
+        "versions",
+        "threads",
+        "options",
+        "interrupted",
+        "failed",
+        "studies",
+    }
     assert result["interrupted"] is False
     assert result["threads"] == 1
     for name in names:
@@ -180,6 +188,34 @@ def test_few_samples_are_told_before_anything_runs(
     words = ["--data", str(tmp_path / "few.npz"), "--out", str(tmp_path / "out")]
     assert "must have at least 128 samples, got 9" in refused(words, capsys)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("error", [NonFiniteError("loss", 1, 1), MemoryError()])
+def test_one_study_fails_and_the_others_stay(
+    error: Exception,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(**arguments: Any) -> Any:
+        raise error
+
+    monkeypatch.setitem(run.FUNCTIONS, "skip", fail)
+    words = [*MATRICES, "--quiet", "--out", str(tmp_path)]
+    assert refused(words, capsys, code=1).startswith("backmatch: skip failed: ")
+    result = stored(tmp_path)
+    assert list(result["studies"]) == ["init", "norm"]
+    assert list(result["failed"]) == ["skip"]
+
+
+def test_unforeseen_errors_are_not_swallowed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(**arguments: Any) -> Any:
+        raise RuntimeError("a mistake of ours")
+
+    monkeypatch.setitem(run.FUNCTIONS, "init", fail)
+    assert "RuntimeError: a mistake of ours" in refused([*MATRICES], capsys, code=1)
 
 
 def signalled(name: str, number: signal.Signals, after: int) -> Callable[..., Any]:

@@ -159,7 +159,8 @@ def _run(
             return
         optimizer.zero_grad()
         if matcher is None:
-            torch.autograd.backward(cross_entropy(model(x), y))
+            with torch.enable_grad():
+                torch.autograd.backward(cross_entropy(model(x), y))
         else:
             matcher.backward(x, functools.partial(_loss, y))
         optimizer.step()

@@ -13,7 +13,8 @@ from .spectra import Spectra
 
 CLAIM = (
     "Without remedy the condition numbers grow with the width, on the input side unless ReLU cuts "
-    "the rank, and on the weight side; skip, orthonormal and batch norm stop that, each on its side."
+    "the rank, and on the weight side; skip, orthonormal and batch norm stop that, each on its "
+    "side."
 )
 WIDTHS = (8, 16, 32, 64, 128)
 #: Blocks of every net.

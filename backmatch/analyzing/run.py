@@ -15,6 +15,7 @@ import torch
 from .. import analysis
 from ..analysis import during_training
 from ..analysis.result import InterruptedStudyError, Study
+from ..errors import BackMatchError
 from ..training.failures import RunError, UsageError, show
 from ..training.files import write_atomic
 from ..training.interrupts import Interrupts
@@ -39,7 +40,7 @@ def start(options: AnalyzeOptions, out: Path | None, *, quiet: bool) -> int:
 
     Raises:
         UsageError: the data cannot be had, or the folder cannot be made.
-        RunError: memory ran out, or the result cannot be written.
+        RunError: a study failed, once the others are stored; or the result cannot be written.
     """
     if "training" in options.studies:
         _require_data(options.data)
@@ -59,6 +60,8 @@ def start(options: AnalyzeOptions, out: Path | None, *, quiet: bool) -> int:
         if not quiet:
             say("interrupted: the tables hold what was done before")
         return interrupts.exit_code
+    for name, reason in result["failed"].items():
+        raise RunError(f"{name} failed: {reason}")
     return 0
 
 
@@ -89,18 +92,18 @@ def collect(
         quiet: print nothing.
     """
     studies: dict[str, Any] = {}
+    failed: dict[str, str] = {}
     interrupted = False
     for name in options.studies:
         began = time.perf_counter()
         _status(None if quiet else name)
+        study: Study | None = None
         try:
-            study: Study | None = FUNCTIONS[name](**options.arguments(name), check_stop=check_stop)
+            study = FUNCTIONS[name](**options.arguments(name), check_stop=check_stop)
         except InterruptedStudyError as stop:
             study, interrupted = stop.partial, True
-        except (MemoryError, RuntimeError) as error:
-            if not _is_memory(error):
-                raise
-            raise RunError(f"{name}: not enough memory; lower --size") from error
+        except (BackMatchError, MemoryError, RuntimeError) as error:
+            failed[name] = _reason(error)
         finally:
             _status(None)
         if study is not None and study.rows:
@@ -115,12 +118,18 @@ def collect(
         "threads": torch.get_num_threads(),
         "options": options.as_dict(),
         "interrupted": interrupted,
+        "failed": failed,
         "studies": studies,
     }
 
 
-def _is_memory(error: BaseException) -> bool:
-    return isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)
+def _reason(error: Exception) -> str:
+    """What went wrong in one line; an error that nobody foresaw is raised again."""
+    if isinstance(error, BackMatchError):
+        return str(error)
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
+        return "not enough memory; lower --size"
+    raise error
 
 
 def store(result: dict[str, Any], out: Path, *, quiet: bool) -> None:
