@@ -94,10 +94,15 @@ def training(
     """
     drawn = Draws(size, checks.positive_int("nets", nets), seed, check_stop)
     checks.positive_int("steps", steps)
+    if isinstance(methods, str) or not isinstance(methods, Sequence):
+        raise TypeError(f"methods must be a sequence of names, got {type(methods).__name__}")
     for method in methods:
         checks.choice("methods", method, METHODS)
-    if isinstance(methods, str) or not methods:
-        raise ValueError(f"methods must be a list of some of {', '.join(METHODS)}, got {methods!r}")
+    if not methods or len(set(methods)) < len(methods):
+        known = ", ".join(METHODS)
+        raise ValueError(f"methods must hold some of {known}, each once, got {list(methods)}")
+    if not isinstance(data, str):
+        raise TypeError(f"data must be a name or a path as a str, got {type(data).__name__}")
     options = {"size": size, "nets": nets, "steps": steps, "methods": list(methods), "data": data}
     samples = prepared(data)
     found = (one for method in methods for one in rows(drawn, steps, method, samples))

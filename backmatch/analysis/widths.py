@@ -57,9 +57,11 @@ def width(
     >>> round(study.find(**case)["kappa"]["median"], 9)
     1.0
     """
+    if isinstance(widths, str) or not isinstance(widths, Sequence):
+        raise TypeError(f"widths must be a sequence of ints, got {type(widths).__name__}")
     chosen = [checks.positive_int("widths", n) for n in widths]
-    if not chosen:
-        raise ValueError("widths must hold at least one width, got none")
+    if not chosen or len(set(chosen)) < len(chosen):
+        raise ValueError(f"widths must hold at least one width, each once, got {chosen}")
     drawn = [Draws(n, checks.positive_int("nets", nets), seed, check_stop) for n in chosen]
     options = {"widths": chosen, "nets": nets, "seed": seed}
     found = (one for draws in drawn for one in rows(draws))
