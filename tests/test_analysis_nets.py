@@ -205,6 +205,7 @@ def test_interrupted_training() -> None:
         ("training", {"methods": None}, TypeError, "methods must be a sequence of names"),
         ("training", {"methods": []}, ValueError, "methods must hold some of bp, backmatch"),
         ("training", {"methods": ["bp", "bp"]}, ValueError, "each once"),
+        ("training", {"data": "mnist"}, ValueError, "data must be one of digits, synthetic or"),
         ("training", {"data": 3}, TypeError, "data must be a name or a path as a str, got int"),
     ],
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ CLAIM = (
 #: After so many steps (of a whole run's number) it is looked at.
 MARKS = (0.0, 0.02, 0.05, 0.17, 0.5, 1.0)
 METHODS = ("bp", "backmatch")
+DATA = ("digits", "synthetic")
 #: Learning rate of torch's SGD by method; 1 takes the exact step as it is.
 RATES = {"bp": 0.1, "backmatch": 1.0}
 BATCH = 128
@@ -103,6 +104,8 @@ def training(
         raise ValueError(f"methods must hold some of {known}, each once, got {list(methods)}")
     if not isinstance(data, str):
         raise TypeError(f"data must be a name or a path as a str, got {type(data).__name__}")
+    if data not in DATA and not data.endswith(".npz"):
+        raise ValueError(f"data must be one of {', '.join(DATA)} or FILE.npz, got {data!r}")
     options = {"size": size, "nets": nets, "steps": steps, "methods": list(methods), "data": data}
     samples = prepared(data)
     found = (one for method in methods for one in rows(drawn, steps, method, samples))
@@ -119,8 +122,7 @@ def prepared(data: str) -> Dataset:
     found = load(data, torch.float64)
     if len(found.x_train) < BATCH:
         raise ValueError(f"data must have at least {BATCH} samples, got {len(found.x_train)}")
-    x_train, x_test = found.x_train.flatten(1), found.x_test.flatten(1)
-    return Dataset(x_train, found.y_train, x_test, found.y_test, found.classes)
+    return replace(found, x_train=found.x_train.flatten(1), x_test=found.x_test.flatten(1))
 
 
 def rows(draws: Draws, steps: int, method: str, data: Dataset) -> Iterator[Row]:
