@@ -82,8 +82,9 @@ def training(
     Returns:
         Rows with ``family``, ``method``, ``step``, ``block`` (from 1, the last is the Linear on
         top) and ``side`` as their case. The quantiles are over systems, one per output unit or
-        (32) samples; ``whole`` has the medians over the nets of the same quantities of the whole
-        block, all its systems together. Rows without ``block`` have the ``loss``.
+        (32) samples; ``whole`` has ``kappa``, ``spectral_norm`` and ``trace_mean`` of the whole
+        block, all these systems together, medians over the nets. Rows without ``block`` have the
+        ``loss`` (mean cross-entropy in nats of the 256 samples).
 
     Raises:
         TypeError, ValueError: an argument of the wrong kind, too small, or unknown.
@@ -95,6 +96,14 @@ def training(
     """
     drawn = Draws(size, checks.positive_int("nets", nets), seed, check_stop)
     checks.positive_int("steps", steps)
+    _check_choices(methods, data)
+    options = {"size": size, "nets": nets, "steps": steps, "methods": list(methods), "data": data}
+    samples = prepared(data)
+    found = (one for method in methods for one in rows(drawn, steps, method, samples))
+    return gathered("training", CLAIM, {**options, "seed": seed}, found)
+
+
+def _check_choices(methods: object, data: object) -> None:
     if isinstance(methods, str) or not isinstance(methods, Sequence):
         raise TypeError(f"methods must be a sequence of names, got {type(methods).__name__}")
     for method in methods:
@@ -106,10 +115,6 @@ def training(
         raise TypeError(f"data must be a name or a path as a str, got {type(data).__name__}")
     if data not in DATA and not data.endswith(".npz"):
         raise ValueError(f"data must be one of {', '.join(DATA)} or FILE.npz, got {data!r}")
-    options = {"size": size, "nets": nets, "steps": steps, "methods": list(methods), "data": data}
-    samples = prepared(data)
-    found = (one for method in methods for one in rows(drawn, steps, method, samples))
-    return gathered("training", CLAIM, {**options, "seed": seed}, found)
 
 
 def prepared(data: str) -> Dataset:
