@@ -36,7 +36,7 @@ def copies_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     """nn.Parameter's constructor makes its own tensor, which the pretence does not reach."""
     made = isolation._copy
 
-    def copied(parameter: nn.Parameter) -> nn.Parameter:
+    def copied(parameter: Tensor) -> Tensor:
         there = made(parameter)
         if pretends(parameter):
             pretend(there)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import backmatch as bm
 
@@ -52,9 +53,32 @@ class OnceDifferentiable(torch.autograd.Function):
         return 2 * ctx.saved_tensors[0] * grad
 
 
+class WithForwardMode(torch.autograd.Function):
+    """The same with a forward-mode derivative: its Gauss-Newton Hessian can be had."""
+
+    @staticmethod
+    def forward(z: Tensor) -> Tensor:
+        return z.square()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    backward = OnceDifferentiable.backward
+
+    @staticmethod
+    def jvp(ctx: Any, dz: Tensor) -> Tensor:
+        return 2 * ctx.saved_tensors[0] * dz
+
+
 class Squared(nn.Module):
+    def __init__(self, kind: type[torch.autograd.Function] = OnceDifferentiable) -> None:
+        super().__init__()
+        self.kind = kind
+
     def forward(self, z: Tensor) -> Tensor:
-        return OnceDifferentiable.apply(z)
+        return self.kind.apply(z)
 
 
 class Exploding(nn.Module):
@@ -163,6 +187,15 @@ def test_wrong_calls_name_what_is_wrong(name: str) -> None:
         call()
 
 
+def test_a_backward_pass_that_differentiates_to_nothing_is_noticed() -> None:
+    """torch answers with 0 instead of an error; forward mode knows better."""
+    block = Squared(WithForwardMode)
+    H = bm.local_hessian(block, Z)
+    assert torch.allclose(H @ torch.ones(20).double(), 4 * Z.square().flatten())
+    with pytest.raises(TypeError, match="its backward pass cannot be differentiated"):
+        bm.local_hessian(block, Z, displacement=Z)
+
+
 def test_refuses_autocast_and_inference_mode() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(TypeError, match="autocast"):
         bm.local_hessian(layer(), Z)
@@ -260,6 +293,40 @@ def test_stays_true_to_its_moment(hooked: bool, full: bool) -> None:
         assert not torch.allclose(bm.local_hessian(block, z, side, r).to_dense(), want)
         z.copy_(z0)
         block.load_state_dict(state)
+
+
+class Recomputed(nn.Module):
+    """Runs its forward pass again in every backward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(0.3), nn.Tanh())
+
+    def forward(self, z: Tensor) -> Tensor:
+        return checkpoint(self.body, z, use_reentrant=False)
+
+
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("side", ["input", "weight"])
+def test_recomputation_sees_the_moment(side: str, full: bool) -> None:
+    """Activation checkpointing: neither a moved model nor its buffers are touched, or seen."""
+    torch.manual_seed(0)
+    block = Recomputed().double()
+    r = torch.ones(5, 4).double() if full else None
+    torch.manual_seed(1)
+    want = bm.local_hessian(block.body, Z, side, r).to_dense()
+    torch.manual_seed(1)
+    H = bm.local_hessian(block, Z, side, r)
+    with torch.no_grad():
+        for p in block.parameters():
+            p.add_(1.0)
+    block.eval()
+    before, rng = state_of(block), torch.get_rng_state()
+    assert torch.allclose(H.to_dense(), want, rtol=1e-10, atol=1e-12)
+    assert torch.isfinite(H.eigenvalues).all()
+    assert same_state(before, state_of(block))
+    assert torch.equal(torch.get_rng_state(), rng)
+    assert not block.training
 
 
 def test_dropout_keeps_one_mask() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 
 import torch
@@ -108,7 +110,7 @@ class LocalHessian:
 
     def __init__(self, posed: Posed, k: int | None, rcond: float | None) -> None:
         self._curvature: Curvature = posed.curvature
-        self._shapes = posed.shapes
+        self._shapes, self._moment = posed.shapes, posed.moment
         self._k, self._rcond = k, rcond
         self.side, self.kind, self.samples = posed.side, posed.kind, posed.samples
         self.block, self.names = posed.name, tuple(posed.shapes)
@@ -122,10 +124,16 @@ class LocalHessian:
             f"size={self.size}, samples={self.samples}, dtype={self.dtype})"
         )
 
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        inside = nullcontext() if self._moment is None else self._moment.inside()
+        with torch.no_grad(), full_precision(), inside:
+            yield
+
     @cached_property
     def _spectrum(self) -> Spectrum:
         curvature, k = self._curvature, self._k
-        with torch.no_grad(), full_precision():
+        with self._computing():
             work = DENSE_WORK if k is None else DENSE_WORK / 10
             found = curvature.all_eigenvalues(work, self._rcond)
             if found is None and k is not None and k >= self.size:
@@ -224,7 +232,7 @@ class LocalHessian:
 
     @cached_property
     def _own_trace(self) -> tuple[float, bool]:
-        with torch.no_grad(), full_precision():
+        with self._computing():
             total, exact = self._curvature.trace()
         if not math.isfinite(total):
             raise NonFiniteError("the trace", 1, 1, block=self.block)
@@ -267,7 +275,7 @@ class LocalHessian:
                 f"v must have shape ({self.size},) or ({self.size}, columns), got {tuple(v.shape)}"
             )
         layout = self._curvature.layout
-        with torch.no_grad(), full_precision():
+        with self._computing():
             columns = v.detach().reshape(self.size, -1).t().contiguous()
             found = [layout.to_flat(self._curvature.product(layout.to_systems(c))) for c in columns]
         out = torch.stack(found, 1) if found else torch.zeros_like(v)
@@ -296,7 +304,7 @@ class LocalHessian:
                 f"to_dense forms at most {MOST_DENSE} x {MOST_DENSE} entries, this Hessian has "
                 f"{self.size} unknowns; use H @ v or to_scipy()"
             )
-        with torch.no_grad(), full_precision():
+        with self._computing():
             blocks = self._curvature.blocks()
             checks.finite("the local Hessian", blocks, block=self.block)
             return self._curvature.layout.to_dense((blocks + blocks.mT) / 2)

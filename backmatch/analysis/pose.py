@@ -16,7 +16,7 @@ from ..precision import full_precision
 from .curvature import Curvature
 from .full_hessian import FullHessian
 from .gauss_newton import GaussNewton
-from .isolation import isolated
+from .isolation import Moment
 from .layout import Layout
 
 
@@ -26,6 +26,8 @@ class Posed:
 
     Attributes:
         shapes: of the unknowns by name, in their flat order.
+        moment: what products must be computed inside of, as they may run parts of the module
+            again (activation checkpointing, forward-mode derivatives); ``None`` where they do not.
     """
 
     curvature: Curvature
@@ -34,13 +36,15 @@ class Posed:
     kind: str
     samples: int
     shapes: dict[str, torch.Size]
+    moment: Moment | None
 
 
 def pose(module: nn.Module, z: Tensor, side: str, displacement: Tensor | None) -> Posed:
     """The Hessian of one side; see :func:`backmatch.local_hessian` for arguments and errors."""
     module = _checked(module, z, side)
     name = type(module).__name__
-    with isolated(module, z.device), full_precision():
+    moment = Moment(module, z.device)
+    with moment.inside(), full_precision():
         start = RandomState.now(z.device)
         at = _evaluated(adapt(name, module), z, side)
         _check_displacement(displacement, at.output)
@@ -55,7 +59,9 @@ def pose(module: nn.Module, z: Tensor, side: str, displacement: Tensor | None) -
                 start.restore()  # the same dropout masks
             curvature = _full(module, at, z, side, displacement, layout)
     kind = "gauss-newton" if displacement is None else "full"
-    return Posed(curvature, name, side, kind, z.shape[0], _shapes(module, z, side))
+    structured = displacement is None and not isinstance(at, GenericLinearisation)
+    shapes = _shapes(module, z, side)
+    return Posed(curvature, name, side, kind, z.shape[0], shapes, None if structured else moment)
 
 
 def _checked(module: nn.Module, z: Tensor, side: str) -> nn.Module:
@@ -81,10 +87,6 @@ def _checked(module: nn.Module, z: Tensor, side: str) -> nn.Module:
 
 def _evaluated(block: Block, z: Tensor, side: str) -> Linearisation:
     at = block.forward(z.detach().clone(), with_input=side == "input", replayable=False)
-    if block.replay is not None:
-        # Frozen parameters are copies here too, and stay so when a product evaluates again.
-        frozen = {k: p.detach() for k, p in block.parameters.items() if not p.requires_grad}
-        block.replay.buffers.update(frozen)
     checks.finite("output", at.output, block=block.name)
     return at
 
