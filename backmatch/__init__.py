@@ -39,6 +39,7 @@ _PUBLIC: dict[str, str | None] = {
     "linalg": None,
     "models": None,
     "partition": "partitioning",
+    "probe": "probing",
     "reference": None,
 }
 
@@ -70,6 +71,7 @@ if TYPE_CHECKING:
     )
     from .matching import BackMatching as BackMatching
     from .partitioning import partition as partition
+    from .probing import probe as probe
     from .solvers import CG as CG
     from .solvers import Auto as Auto
     from .solvers import Cholesky as Cholesky
