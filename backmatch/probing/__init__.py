@@ -8,4 +8,13 @@ from .report import BlockProbe, LocalLoss, Probe, SideProbe
 from .spectrum import Spectrum
 from .spread import Spread
 
-__all__ = ["BlockProbe", "Likeness", "LocalLoss", "Probe", "SideProbe", "Spectrum", "Spread", "probe"]
+__all__ = [
+    "BlockProbe",
+    "Likeness",
+    "LocalLoss",
+    "Probe",
+    "SideProbe",
+    "Spectrum",
+    "Spread",
+    "probe",
+]

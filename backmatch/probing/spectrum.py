@@ -159,9 +159,7 @@ def _gram(problem: LeastSquares, chosen: Tensor) -> Tensor:
     return _columns(problem, lambda unit: second(first(unit)), chosen)
 
 
-def _columns(
-    problem: LeastSquares, product: Callable[[Tensor], Tensor], chosen: Tensor
-) -> Tensor:
+def _columns(problem: LeastSquares, product: Callable[[Tensor], Tensor], chosen: Tensor) -> Tensor:
     """A product with every unit vector of the short side, stacked along dimension 1."""
     length, parts = min(problem.residual.shape[1], problem.unknowns), []
     for k in range(length):
