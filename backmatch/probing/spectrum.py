@@ -1,9 +1,9 @@
 """Condition numbers of one side's local Hessian, at a bounded cost (derived here).
 
-H = scale J^T J falls into independent systems. A few of them, evenly spaced, are looked at: the
-squares of the singular values of their J are the eigenvalues of H, or the eigenvalues of J^T J where
-J is long. Where its short side is too long for that, a short Lanczos process tells the largest
-eigenvalue, and the trace the mean one.
+H = scale J^T J falls into independent systems. A few of them, evenly spaced, are looked at: their
+eigenvalues are the squared singular values of J, or the eigenvalues of J^T J where J is long. Where
+its short side is too long for that, a short Lanczos process tells the largest eigenvalue, and the
+trace the mean one.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def _eigenvalues(problem: LeastSquares, index: Tensor) -> Tensor:
     if not flops:
         return problem.residual.new_zeros(len(index), 1, dtype=torch.float64)
     if flops <= SVD_FLOPS:
-        values = torch.linalg.svdvals(_jacobian(chosen, rows).double()).square()
+        values: Tensor = torch.linalg.svdvals(_jacobian(chosen, rows).double()).square()
     else:
         # Of so long a J the rounding of the products stays below the rank cut, long * eps.
         values = torch.linalg.eigvalsh(_gram(chosen, rows).double()).clamp_min(0)
@@ -195,7 +195,7 @@ def _largest(problem: LeastSquares, index: Tensor) -> Tensor:
     T = torch.diag_embed(torch.stack(diagonal, -1))
     if len(off) > 1:
         T = T + torch.diag_embed(torch.stack(off[:-1], -1), -1)  # eigvalsh reads the lower half
-    ritz = torch.linalg.eigvalsh(T)[:, -1].clamp_min(0)
+    ritz: Tensor = torch.linalg.eigvalsh(T)[:, -1].clamp_min(0)
     return ritz.reshape(len(index), -1).amax(-1)
 
 
