@@ -24,6 +24,7 @@ class Panel:
         over: another number that it is divided by.
         log: whether a logarithmic axis suits it.
         line: a value worth a line: "as long as the other", "at right angles".
+        bound: what says whether the number is exact; if not, it is a bound, and dashed.
         empty: what to say where no block has the number.
     """
 
@@ -32,6 +33,7 @@ class Panel:
     over: Key | None = None
     log: bool = True
     line: float | None = None
+    bound: Key | None = None
     empty: str = "not known"
 
     def values(self, run: StoredRun) -> list[list[float]]:
@@ -89,6 +91,7 @@ def _systems(side: str) -> tuple[Panel, ...]:
         Panel(
             "condition as solved",
             (side, "spectrum", "condition_damped", "median"),
+            bound=(side, "spectrum", "exact"),
             empty="no damped system solved",
         ),
         Panel("damping", (side, "damping", "median"), empty="no damping"),
@@ -102,15 +105,21 @@ SECTIONS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
     ("attained displacement beside the requested one", ATTAINED),
     ("weight step beside those of other methods", WEIGHT_STEP),
     ("input step beside those of other methods (the bottom block has none)", INPUT_STEP),
-    ("weight systems (medians over the systems of a block)", _systems("weight")),
-    ("input systems (medians over the systems of a block)", _systems("input")),
+    (
+        "weight systems (medians over the systems of a block; dashed: an upper bound)",
+        _systems("weight"),
+    ),
+    (
+        "input systems (medians over the systems of a block; dashed: an upper bound)",
+        _systems("input"),
+    ),
 )
 
 
 def colors(count: int) -> list[Any]:
     """From dark (bottom block) to light (top): the order can be read without the labels."""
     scale = colormaps["viridis"]
-    return [scale(0.88 * b / max(count - 1, 1)) for b in range(count)]
+    return [scale(0.82 * b / max(count - 1, 1)) for b in range(count)]
 
 
 def draw(axes: Any, run: StoredRun, panel: Panel, height: float) -> None:
@@ -124,21 +133,27 @@ def draw(axes: Any, run: StoredRun, panel: Panel, height: float) -> None:
     if panel.key[-1] == "iterations" and not any(every):
         _say(axes, "none: solved directly")
         return
-    style.scale(axes, every, log=panel.log)
-    if panel.key[-1] == "cosine" or "cosine" in panel.key:
-        low = min(every)
-        axes.set_ylim(min(0.0, low) - 0.05, 1.05)
+    style.scale(axes, every if panel.line is None else [*every, panel.line], log=panel.log)
+    if "cosine" in panel.key:
+        axes.set_ylim(min(0.0, *every) - 0.05, 1.05)
     if panel.line is not None:
         axes.axhline(panel.line, color=style.GREY, linewidth=0.8, linestyle=(0, (4, 2)), zorder=0.9)
     few = len(run.probed) <= 25
-    for one, hue in zip(values, hues, strict=True):
+    for b, (one, hue) in enumerate(zip(values, hues, strict=True)):
         steps, shown = style.thin(run.probed, one, most=1000)
+        dashed = panel.bound is not None and run.flag(b, panel.bound) is False
         axes.plot(
-            steps, shown, color=hue, linewidth=1.0, marker="o" if few else None, markersize=1.8
+            steps,
+            shown,
+            color=hue,
+            linewidth=1.0,
+            linestyle="--" if dashed else "-",
+            marker="o" if few else None,
+            markersize=1.8,
         )
     span = run.probed[-1] - run.probed[0]
     axes.set_xlim(run.probed[0] - 0.03 * span - 0.5 * (not span), run.probed[-1] + 0.5 * (not span))
-    axes.xaxis.set_major_locator(style.MaxNLocator(nbins=4, integer=True))
+    style.step_axis(axes, 4)
     style.grid(axes)
     ends = [
         (style.plain(name, 8), _last(one), hue)

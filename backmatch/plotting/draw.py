@@ -24,7 +24,8 @@ def start(folders: Sequence[Path], out: Path | None) -> Path:
 
     Args:
         folders: one folder of a run, a comparison or an analysis, or several of runs.
-        out: the file; ``None``: ``plot.png`` in the folder, ``overlay.png`` in the first of several.
+        out: the file; ``None``: ``plot.png`` in the folder, with several ``overlay.png`` in the
+            first.
 
     Raises:
         UsageError: a folder holds nothing to draw, is damaged, or the file cannot be written.

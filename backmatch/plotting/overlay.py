@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,29 +21,25 @@ _INCIDENTAL = ("threads", "probe")
 
 def overlay(runs: Sequence[StoredRun]) -> bytes:
     """The figure as a PNG; the same rows give the same bytes."""
-    names = labels(runs)
+    names = [textwrap.fill(name, 110) for name in labels(runs)]
+    # A legend line takes a sixth of an inch; the axes keep their size.
+    wide, high = 8.8, 5.75 + 0.165 * sum(name.count("\n") + 1 for name in names)
     with style.context():
-        lines = -(-len(runs) // 2)
-        high = 5.6 + 0.19 * lines
-        figure = Figure(figsize=(8.6, high), dpi=150)
+        figure = Figure(figsize=(wide, high), dpi=150)
         for row, name in enumerate(("test_accuracy", "test_loss")):
             for column, against in enumerate(("steps", "seconds")):
-                bottom = high - 0.15 - (row + 1) * 2.35 - row * 0.3
-                axes = figure.add_axes(
-                    ((0.62 + 4.3 * column) / 8.6, bottom / high, 3.55 / 8.6, 2.2 / high)
-                )
+                left, bottom = 0.72 + 4.4 * column, high - 2.4 - 2.7 * row
+                axes = figure.add_axes((left / wide, bottom / high, 3.55 / wide, 2.2 / high))
                 _draw(axes, runs, name, against)
                 axes.set_xlabel(against if against == "steps" else "seconds of training")
-                if row == column == 0:
-                    handles = axes.get_lines()[: len(runs)]
         figure.legend(
-            handles,
+            axes.get_lines(),
             names,
-            loc="lower center",
-            ncols=1 if max(map(len, names)) > 70 else 2,
+            loc="lower left",
             frameon=False,
             fontsize=7.5,
-            bbox_to_anchor=(0.5, 0.0),
+            labelspacing=0.35,
+            bbox_to_anchor=(0.5 / wide, 0.03 / high),
         )
         return style.save(figure)
 
@@ -75,26 +72,32 @@ def _draw(axes: Any, runs: Sequence[StoredRun], name: str, against: str) -> None
 
 
 def labels(runs: Sequence[StoredRun]) -> list[str]:
-    """What tells the runs apart: the options in which they differ, else their folders' names."""
+    """What tells the runs apart: the options in which they differ, else their folders' names.
+
+    An option that only some runs read, all with one value, follows from the others.
+    """
     keys = dict.fromkeys(key for run in runs for key in run.config)
-    differing = [
-        key
-        for key in keys
-        if key not in _INCIDENTAL and len({str(run.config.get(key)) for run in runs}) > 1
-    ]
+    differing = [key for key in keys if key not in _INCIDENTAL and len(_values(runs, key)) > 1]
     named = [_name(run, differing) for run in runs]
-    return [
-        name if named.count(name) == 1 and name else f"{name} ({run.path.name})".strip()
+    told = [
+        name if name and named.count(name) == 1 else f"{name} ({style.plain(run.path)})".strip()
         for name, run in zip(named, runs, strict=True)
     ]
+    ends = ["" if run.finished else ", unfinished" for run in runs]
+    return [name + end for name, end in zip(told, ends, strict=True)]
+
+
+def _values(runs: Sequence[StoredRun], key: str) -> set[str]:
+    return {str(run.config[key]) for run in runs if run.config.get(key) is not None}
 
 
 def _name(run: StoredRun, keys: Sequence[str]) -> str:
-    words = [
-        style.plain(run.config[key])
-        if key in ("method", "model", "data")
-        else f"{key.replace('_', ' ')} {style.plain(run.config[key], 30)}"
-        for key in keys
-        if run.config.get(key) is not None
-    ]
-    return ", ".join(words) + ("" if run.finished else " [unfinished]")
+    words = []
+    for key in keys:
+        value = run.config.get(key)
+        if value is not None:
+            listed = ",".join(map(str, value)) if isinstance(value, list) else value
+            text = style.plain(listed, 40)
+            alone = key in ("method", "model", "data", "optimizer")
+            words.append(text if alone else f"{key.replace('_', ' ')} {text}")
+    return ", ".join(words)

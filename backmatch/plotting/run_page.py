@@ -50,7 +50,7 @@ def _probed(run: StoredRun) -> Figure:
         for column, panel in enumerate(panels):
             axes = axes_at(row, column)
             draw(axes, run, panel, 72 * _HEIGHT)
-            if row == rows - 1:
+            if row == rows - 1 and axes.has_data():
                 axes.set_xlabel("step")
     return figure
 
@@ -80,7 +80,7 @@ def _draw_loss(axes: Any, run: StoredRun) -> None:
     if not logarithmic:
         axes.set_ylim(bottom=0)
     _finish(axes, run)
-    axes.legend(frameon=False, loc="upper right", borderaxespad=0.1)
+    axes.legend(frameon=False, loc="best", borderaxespad=0.3)
 
 
 def _draw_accuracy(axes: Any, run: StoredRun) -> None:
@@ -95,7 +95,7 @@ def _draw_accuracy(axes: Any, run: StoredRun) -> None:
             color=style.GREY,
         )
     for values, color, marker, label in (
-        (found.train_accuracy, style.BLUE, "o", "training, mean of the epoch"),
+        (found.train_accuracy, style.BLUE, "o", "training (epoch)"),
         (found.test_accuracy, style.ORANGE, "s", "test"),
     ):
         axes.plot(
@@ -110,12 +110,12 @@ def _draw_accuracy(axes: Any, run: StoredRun) -> None:
     axes.set_ylim(top=100)
     _finish(axes, run)
     if found.steps:
-        axes.legend(frameon=False, loc="lower right", borderaxespad=0.1)
+        axes.legend(frameon=False, loc="best", borderaxespad=0.3)
 
 
 def _finish(axes: Any, run: StoredRun) -> None:
     axes.set_xlim(0, max(run.steps[-1], 1))
-    axes.xaxis.set_major_locator(style.MaxNLocator(nbins=5, integer=True))
+    style.step_axis(axes, 5)
     style.grid(axes)
 
 

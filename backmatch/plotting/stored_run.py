@@ -69,6 +69,13 @@ class StoredRun:
             for b in range(len(self.blocks))
         ]
 
+    def flag(self, b: int, key: Key) -> bool | None:
+        """What the last probe says of a block, ``None`` if that is no yes or no."""
+        value: Any = self.probes[-1][b]
+        for name in key:
+            value = value.get(name) if isinstance(value, dict) else None
+        return value if isinstance(value, bool) else None
+
     def _rows(self) -> Iterator[tuple[int, list[dict[str, Any]]]]:
         return zip(self.probed, self.probes, strict=True)
 

@@ -75,12 +75,18 @@ def scale(axes: Any, values: Sequence[float], *, log: bool) -> bool:
         axes.set_yscale("log")
         decades = math.log10(max(known)) - math.log10(min(known))
         axes.yaxis.set_major_locator(LogLocator(numticks=6, subs=(1.0,) if decades > 2 else (1, 3)))
-        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:.2g}"))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_minor_formatter(NullFormatter())
         return True
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:.6g}"))
     return False
+
+
+def step_axis(axes: Any, ticks: int) -> None:
+    """Whole steps only."""
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=ticks, integer=True))
 
 
 def thin(

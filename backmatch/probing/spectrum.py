@@ -42,8 +42,9 @@ class Spectrum:
         trace_mean: mean eigenvalue over all systems.
         trace: ``"exact"`` or ``"estimated"``.
         rank: singular values above sqrt(n eps) times the largest; ``None`` if not exact.
-        condition: largest over smallest eigenvalue on the range (what the rank counts); ``None``
-            if not exact, NaN for J = 0.
+        condition: largest over smallest eigenvalue on the range (what the rank counts), over the
+            systems whose J is not 0 (a unit that is active on no sample has rank 0 and none);
+            ``None`` if there is no such system, or not exact.
         condition_damped: of H + damping I as it was solved: (largest + damping) / (smallest +
             damping), all unknowns counted. If not exact, with 0 for the smallest: an upper bound
             up to the error of ``largest``, reached where J has a null space. ``None`` where the
@@ -88,7 +89,7 @@ def spectrum(problem: LeastSquares, damping: float | Tensor | None) -> Spectrum:
         eps = torch.finfo(problem.residual.dtype).eps
         inside = values > max(size[0], size[1] * problem.cut_group) * eps * largest.unsqueeze(-1)
         kept = values.masked_fill(~inside, float("inf")).amin(-1)
-        rank, condition = Spread.of(inside.sum(-1)), Spread.of(largest / _or_nan(kept, largest))
+        rank, condition = Spread.of(inside.sum(-1)), Spread.of((largest / kept)[largest > 0])
         smallest = values.amin(-1) if size[0] >= size[1] else torch.zeros_like(largest)
     else:
         largest = _largest(problem, index) * problem.scale
@@ -206,7 +207,3 @@ def _shift(problem: LeastSquares, damping: float | Tensor | None, index: Tensor)
     values = torch.as_tensor(damping, dtype=torch.float64).reshape(-1)
     each = problem.systems // len(values)  # systems of ours that share one value
     return values[index.to(values.device) * problem.cut_group // max(each, 1)]
-
-
-def _or_nan(kept: Tensor, largest: Tensor) -> Tensor:
-    return torch.where(largest > 0, kept, torch.full_like(kept, float("nan")))
