@@ -54,16 +54,17 @@ class ShadowAdam:
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint."""
-        return {"fed": self._fed, "first": self._first, "second": self._second}
+        first, second = dict(enumerate(self._first)), dict(enumerate(self._second))
+        return {"fed": self._fed, "first": first, "second": second}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take up :meth:`state`.
 
         Raises:
-            LookupError, TypeError, ValueError, RuntimeError: it is none, or of other parameters.
+            LookupError, AttributeError, TypeError, ValueError: it is none, or of other parameters.
         """
         for name, mine in (("first", self._first), ("second", self._second)):
-            for tensor, saved in zip(mine, state[name], strict=True):
+            for tensor, saved in zip(mine, state[name].values(), strict=True):
                 if tensor.shape != saved.shape:
                     raise ValueError(f"{name} moment of another shape")
                 tensor.copy_(saved)
