@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ..training.progress import say
 from . import _common
 
 
@@ -39,5 +38,7 @@ def run(parsed: argparse.Namespace) -> int:
     out = None if parsed.out is None else _common.path("--out", parsed.out)
     path = draw.start([_common.path("DIR", folder) for folder in parsed.folders], out)
     if not parsed.quiet:
+        from ..training.progress import say
+
         say(f"figure  {path}")
     return 0

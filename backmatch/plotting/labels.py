@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from matplotlib.collections import LineCollection
+
 
 def moved_apart(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:
     """Places as near as may be to the wanted ones, in their order and ``gap`` apart.
@@ -53,15 +55,13 @@ def label_ends(
         if math.isfinite(value)
     ]
     places = moved_apart([y for _, y, _ in shown], 1.05 * size / height, -0.03, 1.03)
-    for (name, y, color), place in zip(shown, places, strict=True):
-        axes.plot(
-            (1.0, 1.035),
-            (y, place),
-            transform=axes.transAxes,
-            color=color,
-            linewidth=0.5,
-            clip_on=False,
-        )
+    leaders = [((1.0, y), (1.035, place)) for (_, y, _), place in zip(shown, places, strict=True)]
+    hues = [color for _, _, color in shown]
+    lines = LineCollection(
+        leaders, colors=hues, linewidths=0.5, transform=axes.transAxes, clip_on=False
+    )
+    axes.add_collection(lines, autolim=False)
+    for (name, _, color), place in zip(shown, places, strict=True):
         axes.text(
             *(1.045, place, name),
             transform=axes.transAxes,

@@ -80,11 +80,16 @@ def labels(runs: Sequence[StoredRun]) -> list[str]:
     differing = [key for key in keys if key not in _INCIDENTAL and len(_values(runs, key)) > 1]
     named = [_name(run, differing) for run in runs]
     told = [
-        name if name and named.count(name) == 1 else f"{name} ({style.plain(run.path)})".strip()
+        name if name and named.count(name) == 1 else f"{name} ({_end(str(run.path))})".strip()
         for name, run in zip(named, runs, strict=True)
     ]
     ends = ["" if run.finished else ", unfinished" for run in runs]
     return [name + end for name, end in zip(told, ends, strict=True)]
+
+
+def _end(path: str, limit: int = 50) -> str:
+    """The part of a long path that tells folders apart."""
+    return style.plain(path if len(path) <= limit else ".." + path[2 - limit :], limit)
 
 
 def _values(runs: Sequence[StoredRun], key: str) -> set[str]:
