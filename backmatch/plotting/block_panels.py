@@ -40,9 +40,9 @@ class Panel:
         """One number per block and probe."""
         found = run.series(self.key)
         if self.over is None:
-            return found
+            return [style.drawable(one) for one in found]
         return [
-            [a / b if b > 0 else math.nan for a, b in zip(one, other, strict=True)]
+            style.drawable([a / b if b > 0 else math.nan for a, b in zip(one, other, strict=True)])
             for one, other in zip(found, run.series(self.over), strict=True)
         ]
 
@@ -136,6 +136,8 @@ def draw(axes: Any, run: StoredRun, panel: Panel, height: float) -> None:
     style.scale(axes, every if panel.line is None else [*every, panel.line], log=panel.log)
     if "cosine" in panel.key:
         axes.set_ylim(min(0.0, *every) - 0.05, 1.05)
+    if panel.key[-1] == "iterations":
+        style.whole_values(axes)
     if panel.line is not None:
         axes.axhline(panel.line, color=style.GREY, linewidth=0.8, linestyle=(0, (4, 2)), zorder=0.9)
     few = len(run.probed) <= 25

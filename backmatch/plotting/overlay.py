@@ -49,10 +49,10 @@ def _draw(axes: Any, runs: Sequence[StoredRun], name: str, against: str) -> None
     every: list[float] = []
     for i, run in enumerate(runs):
         found = run.evaluations
-        values = [(100 if accuracy else 1) * value for value in getattr(found, name)]
+        values = style.drawable([(100 if accuracy else 1) * v for v in getattr(found, name)])
         every += values
         axes.plot(
-            getattr(found, against),
+            style.drawable(getattr(found, against)),
             values,
             color=style.COLORS[i % len(style.COLORS)],
             marker=style.MARKERS[i % len(style.MARKERS)] if len(values) <= 40 else None,
@@ -105,4 +105,4 @@ def _name(run: StoredRun, keys: Sequence[str]) -> str:
             text = style.plain(listed, 40)
             alone = key in ("method", "model", "data", "optimizer")
             words.append(text if alone else f"{key.replace('_', ' ')} {text}")
-    return ", ".join(words)
+    return style.plain(", ".join(words), 330)

@@ -36,6 +36,7 @@ def read_mapping(path: Path, most: int = MAX_BYTES) -> dict[str, Any]:
         UsageError: it cannot be read, is too large, or holds something else.
     """
     where = show(str(path), 200)
+    require_file(path)
     try:
         with path.open("rb") as file:
             raw = file.read(most + 1)
@@ -49,6 +50,22 @@ def read_mapping(path: Path, most: int = MAX_BYTES) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UsageError(f"{where}: expected a JSON object, got {show(content)}")
     return content
+
+
+def require_file(path: Path) -> None:
+    """Refuse what is no plain file: reading a pipe could wait for ever.
+
+    Raises:
+        UsageError: the text names the path.
+    """
+    where = show(str(path), 200)
+    try:
+        if path.is_file():
+            return
+        missing = not path.exists()
+    except OSError as error:
+        raise UsageError(f"{where}: cannot read it: {error.strerror}") from None
+    raise UsageError(f"{where}: {'no such file' if missing else 'no plain file'}")
 
 
 def number(value: object, what: str) -> float:

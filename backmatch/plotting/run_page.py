@@ -69,14 +69,13 @@ def _plain(run: StoredRun) -> Figure:
 def _draw_loss(axes: Any, run: StoredRun) -> None:
     axes.set_title("cross-entropy (nats)", loc="left", pad=4)
     # A step's loss is taken before its update, so step k stands at k - 1.
-    steps, losses = style.thin([step - 1 for step in run.steps], run.losses)
+    steps, losses = style.thin([step - 1 for step in run.steps], style.drawable(run.losses))
     axes.plot(steps, losses, color=style.GREY, linewidth=0.9, label="training batch")
     found = run.evaluations
     marker = "s" if len(found.steps) <= 40 else None
-    axes.plot(
-        found.steps, found.test_loss, color=style.ORANGE, marker=marker, markersize=3, label="test"
-    )
-    logarithmic = style.scale(axes, [*losses, *found.test_loss], log=True)
+    tested = style.drawable(found.test_loss)
+    axes.plot(found.steps, tested, color=style.ORANGE, marker=marker, markersize=3, label="test")
+    logarithmic = style.scale(axes, [*losses, *tested], log=True)
     if not logarithmic:
         axes.set_ylim(bottom=0)
     _finish(axes, run)
@@ -100,7 +99,7 @@ def _draw_accuracy(axes: Any, run: StoredRun) -> None:
     ):
         axes.plot(
             found.steps,
-            [100 * value for value in values],
+            style.drawable([100 * value for value in values]),
             color=color,
             marker=marker if len(found.steps) <= 40 else None,
             markersize=3,

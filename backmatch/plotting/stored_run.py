@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,10 +11,12 @@ from typing import Any
 
 from ..training.failures import UsageError, show
 from ..training.rundir import CONFIG, METRICS, SUMMARY
-from .read_json import number, parse, read_mapping, whole
+from .read_json import number, parse, read_mapping, require_file, whole
 
 #: A row with as many blocks as we draw is far below the first; a file of ours below the second.
 MAX_LINE, MAX_BLOCKS = 1 << 24, 512
+#: Names from a report down to a number: ("weight", "spectrum", "condition", "median").
+DEEPEST = 4
 _MAX_CONFIG = 1 << 20
 
 #: Where a number stands in a block of a probe, such as ("weight", "cosine", "gradient").
@@ -43,7 +46,9 @@ class StoredRun:
         evaluations: one per epoch.
         probed: steps of the probes.
         blocks: names of the probed blocks, bottom first.
-        probes: of every probe, the reports of its blocks.
+        numbers: of every block, where a number stands -> its values, one per probe.
+        flags: of every block, where a yes or no stands -> that of the last probe.
+        odd: where something else stands -> the step of the probe.
         failures: step and reason of the probes that failed.
     """
 
@@ -55,7 +60,9 @@ class StoredRun:
     evaluations: Evaluations = field(default_factory=Evaluations)
     probed: list[int] = field(default_factory=list)
     blocks: list[str] = field(default_factory=list)
-    probes: list[list[dict[str, Any]]] = field(default_factory=list)
+    numbers: list[dict[Key, array[float]]] = field(default_factory=list)
+    flags: list[dict[Key, bool]] = field(default_factory=list)
+    odd: dict[Key, int] = field(default_factory=dict)
     failures: list[tuple[int, str]] = field(default_factory=list)
 
     def series(self, key: Key) -> list[list[float]]:
@@ -64,33 +71,23 @@ class StoredRun:
         Raises:
             UsageError: what stands there is no number.
         """
+        for end in range(1, len(key) + 1):
+            step = self.odd.get(key[:end])
+            if step is not None:
+                raise _damaged(self.path, f"probe at step {step}: {'.'.join(key)} is no number")
+            if end < len(key) and any(key[:end] in found for found in self.numbers):
+                raise _damaged(self.path, f"{'.'.join(key[:end])} of a probe is a lone number")
+        if any(other[: len(key)] == key != other for found in self.numbers for other in found):
+            raise _damaged(self.path, f"{'.'.join(key)} of a probe is no number")
+        missing = [math.nan] * len(self.probed)
         return [
-            [self._value(step, report[b], key) for step, report in self._rows()]
-            for b in range(len(self.blocks))
+            [*found[key], *missing[len(found[key]) :]] if key in found else missing
+            for found in self.numbers
         ]
 
     def flag(self, b: int, key: Key) -> bool | None:
         """What the last probe says of a block, ``None`` if that is no yes or no."""
-        value: Any = self.probes[-1][b]
-        for name in key:
-            value = value.get(name) if isinstance(value, dict) else None
-        return value if isinstance(value, bool) else None
-
-    def _rows(self) -> Iterator[tuple[int, list[dict[str, Any]]]]:
-        return zip(self.probed, self.probes, strict=True)
-
-    def _value(self, step: int, block: dict[str, Any], key: Key) -> float:
-        value: Any = block
-        for name in key:
-            if value is None:
-                return math.nan
-            if not isinstance(value, dict):
-                raise _damaged(self.path, f"probe at step {step}: {'.'.join(key)} is no number")
-            value = value.get(name)
-        try:
-            return number(value, ".".join(key))
-        except ValueError as error:
-            raise _damaged(self.path, f"probe at step {step}: {error}") from None
+        return self.flags[b].get(key)
 
 
 def read(path: Path) -> StoredRun:
@@ -126,6 +123,7 @@ def _is_plain(value: object) -> bool:
 
 def _lines(path: Path) -> Iterator[str]:
     """The complete lines of a file that another process may be writing."""
+    require_file(path)
     try:
         with path.open("rb") as file:
             while line := file.readline(MAX_LINE):
@@ -167,6 +165,26 @@ def _take_probe(run: StoredRun, row: dict[str, Any]) -> None:
         raise ValueError("every block of a probe must be a report with its name")
     if run.blocks and names != run.blocks:
         raise ValueError("the blocks are not those of the probes before")
-    run.blocks = [str(name) for name in names]
+    if not run.blocks:
+        run.blocks = [str(name) for name in names]
+        run.numbers, run.flags = [{} for _ in names], [{} for _ in names]
+    for b, block in enumerate(blocks):
+        _take_numbers(run, b, step, block, ())
     run.probed.append(step)
-    run.probes.append(blocks)
+
+
+def _take_numbers(run: StoredRun, b: int, step: int, part: dict[str, Any], where: Key) -> None:
+    """Every number of a report by where it stands; lists of numbers need no rows of objects."""
+    for name, value in part.items():
+        key = (*where, name)
+        if isinstance(value, dict) and len(key) < DEEPEST:
+            _take_numbers(run, b, step, value, key)
+        elif isinstance(value, bool):
+            run.flags[b][key] = value
+            run.odd.setdefault(key, step)
+        elif isinstance(value, (int, float)):
+            values = run.numbers[b].setdefault(key, array("d"))
+            values.extend([math.nan] * (len(run.probed) - len(values)))  # where it was null before
+            values.append(number(value, ".".join(key)))
+        elif value is not None:
+            run.odd.setdefault(key, step)

@@ -23,6 +23,9 @@ BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#8C8C8C"
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "h")
 
+#: Differences and squares of larger numbers leave what a float holds.
+LARGEST = 1e100
+
 RC: Any = {
     "font.size": 8,
     "axes.titlesize": 8,
@@ -59,6 +62,15 @@ def plain(text: object, limit: int = 60) -> str:
     return shown if len(shown) <= limit else shown[: limit - 2] + ".."
 
 
+def drawable(values: Sequence[float]) -> list[float]:
+    """Gaps where a number is too large for an axis.
+
+    >>> drawable([1.0, -1e200])
+    [1.0, nan]
+    """
+    return [value if abs(value) <= LARGEST else math.nan for value in values]
+
+
 def grid(axes: Any) -> None:
     axes.grid(color="#E3E3E3", linewidth=0.6)
 
@@ -87,6 +99,12 @@ def scale(axes: Any, values: Sequence[float], *, log: bool) -> bool:
 def step_axis(axes: Any, ticks: int) -> None:
     """Whole steps only."""
     axes.xaxis.set_major_locator(MaxNLocator(nbins=ticks, integer=True))
+
+
+def whole_values(axes: Any) -> None:
+    """Whole numbers on the value axis, from 0."""
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+    axes.set_ylim(bottom=0)
 
 
 def thin(

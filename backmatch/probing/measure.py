@@ -61,9 +61,10 @@ def probe(
             missing there take no step.
 
     Raises:
-        What :meth:`BackMatching.backward` raises; a scalar sweep that overflows is reported in
-        :attr:`Probe.missing` instead.
-        ValueError: a step in ``others`` is not of its parameter's shape.
+        What :meth:`BackMatching.backward` raises; a gradient or scalar sweep that overflows is
+        reported in :attr:`Probe.missing` instead.
+        TypeError, ValueError: ``others`` is no mapping of mappings, or holds a step that is not of
+            its parameter's shape.
 
     >>> import torch, backmatch as bm
     >>> model = torch.nn.Sequential(torch.nn.Linear(3, 2).double())
@@ -73,19 +74,21 @@ def probe(
     >>> block.loss.after_weights < 1e-20, round(block.weight.beside["gradient"].cosine, 9)
     (True, 1.0)
     """
+    if not isinstance(matcher, BackMatching):
+        raise TypeError(f"matcher must be a BackMatching, got {type(matcher).__name__}")
     check_ready(x)
     given = _checked(others)
     before = Snapshot(matcher.blocks.values(), x.device)
     missing: dict[str, str] = {}
     try:
         swept = matcher.sweep(x, loss)
-        before.restore()
-        rivals: dict[str, Sweep | None] = {"gradient": _alone(matcher, Gradient()).sweep(x, loss)}
-        before.restore()
-        try:
-            rivals["scalar"] = _alone(matcher, Scalar("trace")).sweep(x, loss)
-        except NonFiniteError as error:  # factors of many blocks, multiplied, leave the dtype
-            rivals["scalar"], missing["scalar"] = None, str(error)
+        rivals: dict[str, Sweep | None] = {}
+        for name, solver in (("gradient", Gradient()), ("scalar", Scalar("trace"))):
+            before.restore()
+            try:
+                rivals[name] = _alone(matcher, solver).sweep(x, loss)
+            except NonFiniteError as error:  # factors of many blocks, multiplied, leave the dtype
+                rivals[name], missing[name] = None, str(error)
         before.restore()
         with torch.no_grad():
             blocks = _blocks(matcher, swept, rivals, given)
@@ -108,14 +111,23 @@ def _alone(matcher: BackMatching, solver: Solver) -> BackMatching:
 def _checked(
     others: Mapping[str, Mapping[nn.Parameter, Tensor]] | None,
 ) -> Mapping[str, Mapping[nn.Parameter, Tensor]]:
-    for name, steps in (others or {}).items():
+    given = {} if others is None else others
+    if not isinstance(given, Mapping):
+        raise TypeError(f"others must be a mapping name -> steps, got {type(given).__name__}")
+    for name, steps in given.items():
+        if not isinstance(steps, Mapping):
+            raise TypeError(
+                f"others[{name!r}] must be a mapping parameter -> step, got {type(steps).__name__}"
+            )
         for parameter, step in steps.items():
+            if not isinstance(parameter, nn.Parameter) or not isinstance(step, Tensor):
+                raise TypeError(f"others[{name!r}] must map parameters to tensors")
             if step.shape != parameter.shape:
                 raise ValueError(
                     f"others[{name!r}] must hold steps of their parameters' shapes, expected "
                     f"{tuple(parameter.shape)}, got {tuple(step.shape)}"
                 )
-    return others or {}
+    return given
 
 
 def _blocks(

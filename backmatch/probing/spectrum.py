@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..problems import DenseBatch, LeastSquares
+from ..problems.dense import DENSE_ENTRIES
 from .plain import finite
 from .spread import Spread
 
@@ -94,7 +95,7 @@ def spectrum(problem: LeastSquares, damping: float | Tensor | None) -> Spectrum:
     else:
         largest = _largest(problem, index) * problem.scale
         smallest = torch.zeros_like(largest)
-    shift = _shift(problem, damping, index)
+    shift = _shift(problem, damping, index.to(largest.device))
     damped = None if shift is None else Spread.of((largest + shift) / (smallest + shift))
     return Spectrum(
         count,
@@ -128,7 +129,7 @@ def _eigenvalues(problem: LeastSquares, index: Tensor) -> Tensor:
     flops = len(rows) * max(shape) * min(shape) ** 2
     if not flops:
         return problem.residual.new_zeros(len(index), 1, dtype=torch.float64)
-    if flops <= SVD_FLOPS:
+    if flops <= SVD_FLOPS and len(rows) * shape[0] * shape[1] <= DENSE_ENTRIES:
         values: Tensor = torch.linalg.svdvals(_jacobian(chosen, rows).double()).square()
     else:
         # Of so long a J the rounding of the products stays below the rank cut, long * eps.
@@ -178,7 +179,7 @@ def _largest(problem: LeastSquares, index: Tensor) -> Tensor:
     """
     chosen, rows = _members(problem, index)
     generator = torch.Generator().manual_seed(0)
-    start = torch.randn(chosen.unknowns, generator=generator, dtype=torch.float64)
+    start = torch.randn(chosen.unknowns, generator=generator, dtype=torch.float64, device="cpu")
     q = (start / start.norm()).to(chosen.residual).expand(chosen.systems, -1)
     before, beta = torch.zeros_like(q), q.new_zeros(chosen.systems, 1)
     diagonal, off = [], []
@@ -204,6 +205,6 @@ def _shift(problem: LeastSquares, damping: float | Tensor | None, index: Tensor)
     """The damping of the chosen systems, shape (len(index),)."""
     if damping is None or (not isinstance(damping, Tensor) and damping == 0):
         return None
-    values = torch.as_tensor(damping, dtype=torch.float64).reshape(-1)
+    values = torch.as_tensor(damping, dtype=torch.float64, device=index.device).reshape(-1)
     each = problem.systems // len(values)  # systems of ours that share one value
-    return values[index.to(values.device) * problem.cut_group // max(each, 1)]
+    return values[index * problem.cut_group // max(each, 1)]

@@ -71,7 +71,9 @@ class Probes:
         try:
             with torch.enable_grad():
                 loss = cross_entropy(self._model(x), y)
-                return torch.autograd.grad(loss, self._shadow.parameters)
+                return torch.autograd.grad(
+                    loss, self._shadow.parameters, allow_unused=True, materialize_grads=True
+                )
         finally:
             before.restore()
 
