@@ -269,3 +269,35 @@ def test_disk_full_at_a_probe_row(
     assert "No space left on device" in capsys.readouterr().err
     assert main(["train", "--resume", str(path), "--quiet"]) == 0
     assert_same_probed_run(path, whole)
+
+
+def test_hooks_that_come_later_see_nothing_of_the_probes() -> None:
+    """An optimizer's hooks measure the run's own passes."""
+    for method in ("bp", "backmatch"):
+        found, model, dataset = looking(method)
+        seen: list[Any] = []
+        for module in model.modules():
+            module.register_forward_hook(lambda *values: seen.append(values))
+            module.register_full_backward_hook(lambda *values: seen.append(values))
+        row = found.look(1, 1, dataset.x_train[:20], dataset.y_train[:20])
+        assert row is not None
+        assert row["blocks"]
+        assert not seen
+
+
+def test_probes_see_the_weights_of_the_run(tmp_path: Path) -> None:
+    found, model, dataset = looking("backmatch")
+    x, y = dataset.x_train[:20], dataset.y_train[:20]
+    first = found.look(1, 1, x, y)
+    with torch.no_grad():
+        model[0].weight.mul_(0.5)
+    second = found.look(2, 1, x, y)
+    assert first is not None
+    assert second is not None
+    assert first["blocks"][0]["requested"] != second["blocks"][0]["requested"]
+    other = probes.probe(
+        methods.create_matcher(model, resolve({"hidden": [8]})),
+        x,
+        lambda output: torch.nn.functional.cross_entropy(output, y),
+    )
+    assert other.blocks[0].as_dict()["requested"] == second["blocks"][0]["requested"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from typing import Any
 
@@ -25,6 +26,8 @@ class Probes:
 
     Before every step one back-propagation feeds a shadow of Adam; before every K-th the step is
     probed. Weights, grads, buffers and RNG are afterwards as before: the run does not notice.
+    Passes go through modules of their own that share parameters and buffers with the run's, so that
+    hooks which an optimizer puts onto the model later do not fire.
 
     Args:
         model: the model of the run.
@@ -32,12 +35,12 @@ class Probes:
     """
 
     def __init__(self, model: nn.Sequential, config: TrainConfig) -> None:
-        self._model, self._every = model, config.probe
+        self._model, self._every = _twin(model), config.probe
         self._shadow = ShadowAdam([p for p in model.parameters() if p.requires_grad])
         if config.method == "bp":  # what the exact step would be, with the default solvers
-            self._matcher = BackMatching(partition(model))
+            self._matcher = BackMatching(partition(self._model))
         else:
-            self._matcher = methods.create_matcher(model, config)
+            self._matcher = methods.create_matcher(self._model, config)
         #: Wall-clock time of the last :meth:`look`.
         self.last_seconds = 0.0
 
@@ -98,6 +101,12 @@ class Probes:
     def restore(self, state: dict[str, Any]) -> None:
         """Take up a checkpoint's state."""
         self._shadow.restore(state)
+
+
+def _twin(model: nn.Sequential) -> nn.Sequential:
+    """Other modules with the very parameters and buffers of ``model``, in training mode."""
+    shared: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, shared).train()
 
 
 def create(model: nn.Sequential, config: TrainConfig) -> Probes | None:

@@ -74,9 +74,9 @@ def create_trainer(config: TrainConfig) -> Trainer:
     # Initial weights are drawn on the CPU, so that every device starts from the same ones.
     torch.manual_seed(config.seed)
     model = create_model(config, dataset)
+    looking = probes.create(model, config)  # first, so that no optimizer's hook is copied
     optimizer = OPTIMIZERS[config.optimizer](model.parameters(), config)
     dataset = dataset.to(torch.device(config.device))
-    looking = probes.create(model, config)
     return Trainer(config, dataset, model, optimizer, methods.create(model, config), looking)
 
 
