@@ -271,21 +271,21 @@ def test_disk_full_at_a_probe_row(
     assert_same_probed_run(path, whole)
 
 
-def test_hooks_that_come_later_see_nothing_of_the_probes() -> None:
+@pytest.mark.parametrize("method", ["bp", "backmatch"])
+def test_hooks_that_come_later_see_nothing_of_the_probes(method: str) -> None:
     """An optimizer's hooks measure the run's own passes."""
-    for method in ("bp", "backmatch"):
-        found, model, dataset = looking(method)
-        seen: list[Any] = []
-        for module in model.modules():
-            module.register_forward_hook(lambda *values: seen.append(values))
-            module.register_full_backward_hook(lambda *values: seen.append(values))
-        row = found.look(1, 1, dataset.x_train[:20], dataset.y_train[:20])
-        assert row is not None
-        assert row["blocks"]
-        assert not seen
+    found, model, dataset = looking(method)
+    seen: list[Any] = []
+    for module in model.modules():
+        module.register_forward_hook(lambda *values: seen.append(values))
+        module.register_full_backward_hook(lambda *values: seen.append(values))
+    row = found.look(1, 1, dataset.x_train[:20], dataset.y_train[:20])
+    assert row is not None
+    assert row["blocks"]
+    assert not seen
 
 
-def test_probes_see_the_weights_of_the_run(tmp_path: Path) -> None:
+def test_probes_see_the_weights_of_the_run() -> None:
     found, model, dataset = looking("backmatch")
     x, y = dataset.x_train[:20], dataset.y_train[:20]
     first = found.look(1, 1, x, y)
