@@ -19,7 +19,7 @@ from backmatch.problems import DenseBatch
 from backmatch.training.shadow_adam import ShadowAdam
 
 NETS = {
-    "mlp": (lambda: net(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 4), nn.ReLU()), (6, 5)),
+    "mlp": (lambda: net(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 4), nn.LeakyReLU()), (6, 5)),
     "joint": (lambda: net(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3)), (9, 5)),
     "conv": (
         lambda: net(nn.Conv2d(2, 3, 3, padding=1), nn.Tanh(), nn.Flatten(), nn.Linear(48, 3)),
@@ -50,7 +50,7 @@ def same(got: Likeness | None, expected: Likeness) -> bool:
     )
 
 
-def eigenvalues_of_systems(J: torch.Tensor, systems: int) -> list[torch.Tensor]:
+def eigenvalues_of_systems(J: torch.Tensor) -> list[torch.Tensor]:
     """Squared singular values of J's independent parts, found by which entries it couples."""
     couples = (J.t() @ J).abs() > 1e-12
     left, found = set(range(J.shape[1])), []
@@ -71,7 +71,7 @@ def test_spectra_are_those_of_the_dense_jacobian(name: str, side: str) -> None:
     model, x = make(), batch(*shape)
     matcher = bm.BackMatching(bm.partition(model))
     found = bm.probe(matcher, x, square)
-    z = x
+    z, compared = x, 0
     for b, block in enumerate(matcher.blocks.values()):
         J = dense(block, z)[0 if side == "weight" else 1]
         report = getattr(found.blocks[b], side)
@@ -83,16 +83,21 @@ def test_spectra_are_those_of_the_dense_jacobian(name: str, side: str) -> None:
             assert seen.reason is None
             assert seen.systems == min(16, report.record.systems)
             assert seen.trace_mean == pytest.approx(float(every.sum() / J.shape[1]), rel=1e-9)
-            parts = eigenvalues_of_systems(J, report.record.systems)
+            whole = [torch.linalg.svdvals(J).square()]
+            parts = whole if report.record.systems == 1 else eigenvalues_of_systems(J)
             if seen.systems == report.record.systems == len(parts):
                 assert seen.largest.max == pytest.approx(float(every.max()), rel=1e-9)
                 cut = max(J.shape) * 2.3e-16  # our parts are never larger
-                kept = [p[p > cut * p.max()] for p in parts if p.max() > 0]
+                inside = [p > cut * p.max() for p in parts]
+                kept = [p[i] for p, i in zip(parts, inside, strict=True) if p.max() > 0]
                 conditions = sorted(float(p.max() / p.min()) for p in kept)
                 assert seen.condition.min == pytest.approx(conditions[0], rel=1e-6)
                 assert seen.condition.max == pytest.approx(conditions[-1], rel=1e-6)
-                assert seen.rank.min == min(len(p) for p in kept) or len(kept) < len(parts)
+                ranks = sorted(int(i.sum()) for i in inside)
+                assert (seen.rank.min, seen.rank.max) == (ranks[0], ranks[-1])
+                compared += 1
         z = block(z).detach()
+    assert compared  # guards the condition above
 
 
 def test_the_damped_condition_is_that_of_the_matrix_that_was_solved() -> None:
