@@ -24,10 +24,15 @@ def spread(value: float) -> dict[str, float]:
     return {"min": value / 2, "median": value, "max": 2 * value}
 
 
-def side(value: float) -> dict[str, Any]:
+def side(value: float, iterations: int = 0) -> dict[str, Any]:
     names = ("gradient", "scalar", "local_gradient", "local_scalar", "adam")
     return {
-        **{"solver": "cholesky", "iterations": 0, "residual": 1e-6, "damping": spread(value)},
+        **{
+            "solver": "cg",
+            "iterations": round(9 * value) if value > 3 else 0,
+            "residual": 1e-6,
+            "damping": spread(value),
+        },
         "cosine": dict.fromkeys(names, 0.5 / value),
         "ratio": dict.fromkeys(names, value),
         "spectrum": {
@@ -43,7 +48,7 @@ def report(b: int, step: int) -> dict[str, Any]:
     return {
         **{"block": str(b), "requested": value, "local": move, "joint": move, "propagated": move},
         "loss": {"before": value, "after_weights": value / 2, "after_both": None},
-        **{"weight": side(value), "input": side(value) if b else None},
+        **{"weight": side(value), "input": side(value, 7 * step) if b else None},
     }
 
 

@@ -54,6 +54,17 @@ def test_every_line_shows_the_stored_numbers(tmp_path: Path) -> None:
     assert "-" in bounds
 
 
+@pytest.mark.parametrize("blocks", [0, 3])
+def test_nothing_lies_outside_its_axes(blocks: int, tmp_path: Path) -> None:
+    for axes in page_of(store(tmp_path / "run", run_rows(blocks))).axes:
+        (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+        for line in axes.get_lines():
+            if line.get_transform() == axes.transData:
+                for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True):
+                    assert left <= x <= right, axes.get_title(loc="left")
+                    assert low <= y <= high or y != y, axes.get_title(loc="left")
+
+
 def test_same_rows_same_bytes(tmp_path: Path) -> None:
     first, second = (store(tmp_path / name, run_rows(2)) for name in "12")
     with matplotlib.rc_context({"font.size": 20, "axes.grid": True, "savefig.dpi": 30}):

@@ -137,7 +137,7 @@ def draw(axes: Any, run: StoredRun, panel: Panel, height: float) -> None:
     if "cosine" in panel.key:
         axes.set_ylim(min(0.0, *every) - 0.05, 1.05)
     if panel.key[-1] == "iterations":
-        style.whole_values(axes)
+        style.whole_values(axes, max(every))
     if panel.line is not None:
         axes.axhline(panel.line, color=style.GREY, linewidth=0.8, linestyle=(0, (4, 2)), zorder=0.9)
     few = len(run.probed) <= 25

@@ -101,10 +101,10 @@ def step_axis(axes: Any, ticks: int) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(nbins=ticks, integer=True))
 
 
-def whole_values(axes: Any) -> None:
-    """Whole numbers on the value axis, from 0."""
+def whole_values(axes: Any, largest: float) -> None:
+    """Whole numbers on the value axis, from 0 to a little above the largest."""
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(-0.04 * largest, 1.08 * largest)
 
 
 def thin(
