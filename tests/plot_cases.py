@@ -29,7 +29,7 @@ def side(value: float, iterations: int = 0) -> dict[str, Any]:
     return {
         **{
             "solver": "cg",
-            "iterations": round(9 * value) if value > 3 else 0,
+            "iterations": iterations,
             "residual": 1e-6,
             "damping": spread(value),
         },
