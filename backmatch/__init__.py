@@ -42,6 +42,7 @@ _PUBLIC: dict[str, str | None] = {
     "models": None,
     "optim": None,
     "partition": "partitioning",
+    "probe": "probing",
     "reference": None,
 }
 
@@ -76,6 +77,7 @@ if TYPE_CHECKING:
     )
     from .matching import BackMatching as BackMatching
     from .partitioning import partition as partition
+    from .probing import probe as probe
     from .solvers import CG as CG
     from .solvers import Auto as Auto
     from .solvers import Cholesky as Cholesky

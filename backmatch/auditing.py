@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -48,6 +48,16 @@ class BlockAudit:
     propagated: Attained
 
 
+@dataclass(frozen=True)
+class Moves:
+    """What :class:`BlockAudit` measures, as tensors of the shape of the block's output."""
+
+    requested: Tensor
+    local: Tensor
+    joint: Tensor
+    propagated: Tensor
+
+
 def audit(
     matcher: BackMatching,
     x: Tensor,
@@ -90,7 +100,20 @@ def audit(
 
 
 def _attained(swept: Sweep, changes: list[Named]) -> list[BlockAudit]:
-    audits = []
+    return [
+        BlockAudit(
+            name,
+            float(torch.linalg.vector_norm(moves.requested)),
+            compare(moves.local, moves.requested),
+            compare(moves.joint, moves.requested),
+            compare(moves.propagated, moves.requested),
+        )
+        for name, moves in output_moves(swept, changes)
+    ]
+
+
+def output_moves(swept: Sweep, changes: list[Named]) -> Iterator[tuple[str, Moves]]:
+    """Name and moves of every block, bottom first, for a change of every block's parameters."""
     moved_input = swept.inputs[0]
     for b, block in enumerate(swept.blocks):
         parameters = block.parameters_plus(changes[b])
@@ -100,25 +123,17 @@ def _attained(swept: Sweep, changes: list[Named]) -> list[BlockAudit]:
                 at = swept.blocks[b].evaluate(z, parameters, with_input=False)
             return at.output - swept.outputs[b]
 
-        z, requested = swept.inputs[b], swept.displacements[b]
+        z = swept.inputs[b]
         local = change(z)
         handed_down = swept.steps[b].input
         joint = local if handed_down is None else change(z + handed_down)
         propagated = change(moved_input)
         moved_input = swept.outputs[b] + propagated
-        audits.append(
-            BlockAudit(
-                block.name,
-                float(torch.linalg.vector_norm(requested)),
-                _compare(local, requested),
-                _compare(joint, requested),
-                _compare(propagated, requested),
-            )
-        )
-    return audits
+        yield block.name, Moves(swept.displacements[b], local, joint, propagated)
 
 
-def _compare(attained: Tensor, requested: Tensor) -> Attained:
+def compare(attained: Tensor, requested: Tensor) -> Attained:
+    """Length of a move, and its angle to the requested one."""
     norm, size = torch.linalg.vector_norm(attained), torch.linalg.vector_norm(requested)
     # 0/0 is NaN on purpose: no displacement has no direction.
     cosine = (attained * requested).sum() / (norm * size)

@@ -5,7 +5,7 @@ Nothing here imports torch before the flags are checked.
 
 from __future__ import annotations
 
-from . import analyze, bench, doctor, train
+from . import analyze, bench, doctor, plot, train
 
 #: In the order of the help text.
-COMMANDS = (train, analyze, bench, doctor)
+COMMANDS = (train, analyze, plot, bench, doctor)

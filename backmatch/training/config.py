@@ -71,6 +71,7 @@ class TrainConfig:
     batch_size: int
     epochs: int
     seed: int
+    probe: int
     device: str
     dtype: str
     threads: int | None

@@ -21,6 +21,7 @@ from .failures import RunError, UsageError
 from .interrupts import Interrupts
 from .methods import Method
 from .options import SCALED_OPTIMIZERS
+from .probes import Probes
 from .progress import Progress
 from .rundir import RunFolder
 
@@ -36,13 +37,15 @@ class Position:
         step: optimizer steps taken.
         loss_sum: sum of the batch losses of the epoch in progress.
         correct: samples of that epoch that were classified rightly before their step.
-        elapsed_seconds: training time so far, over all resumptions.
+        elapsed_seconds: training time so far, over all resumptions, without that of probes.
+        probe_seconds: time of the probes.
     """
 
     step: int = 0
     loss_sum: float = 0.0
     correct: int = 0
     elapsed_seconds: float = 0.0
+    probe_seconds: float = 0.0
 
 
 class Trainer:
@@ -60,9 +63,11 @@ class Trainer:
         model: nn.Sequential,
         optimizer: torch.optim.Optimizer,
         method: Method,
+        probes: Probes | None = None,
     ) -> None:
         self.config, self.data = config, data
         self.model, self.optimizer, self.method = model, optimizer, method
+        self.probes = probes
         self.position = Position()
         self._per_epoch = len(data.x_train) // config.batch_size
         self.total = self._per_epoch * config.epochs
@@ -76,18 +81,24 @@ class Trainer:
             RunError: a step failed, or the disk took no more.
         """
         while self.position.step < self.total and interrupts.received is None:
-            began = time.perf_counter() - self.position.elapsed_seconds
+            began = self._training_clock() - self.position.elapsed_seconds
             self._epoch(folder, progress, interrupts)
-            self.position.elapsed_seconds = time.perf_counter() - began
+            self.position.elapsed_seconds = self._training_clock() - began
             if self.position.step % self._per_epoch == 0:
                 row = self._evaluate()
-                self.position.elapsed_seconds = time.perf_counter() - began
+                self.position.elapsed_seconds = self._training_clock() - began
                 row["elapsed_seconds"] = round(self.position.elapsed_seconds, 3)
                 folder.log(row)
-                progress.evaluation(row["epoch"], row, self.position.elapsed_seconds)
+                # The time left is a matter of the wall clock, probes included.
+                wall = self.position.elapsed_seconds + self.position.probe_seconds
+                progress.evaluation(row["epoch"], row, wall)
             folder.sync()
             checkpoint.save(folder.path, self._state(folder.size))
         return self.position.step == self.total
+
+    def _training_clock(self) -> float:
+        """A clock that stands still while a step is probed."""
+        return time.perf_counter() - self.position.probe_seconds
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """What the run sees in an epoch (counted from 0) from position ``start`` on."""
@@ -106,11 +117,22 @@ class Trainer:
             self.position.loss_sum, self.position.correct = 0.0, 0
         self.model.train()
         for x, y in self.batches(epoch, start):
+            probed = self._probe(x, y, epoch + 1)
             row = self._step(x, y, epoch + 1)
             folder.log(row)
+            if probed is not None:
+                folder.log(probed)
             progress.step(row["step"], row["train_loss"])
             if interrupts.received is not None:
                 return
+
+    def _probe(self, x: torch.Tensor, y: torch.Tensor, epoch: int) -> dict[str, Any] | None:
+        """What the probes say of the step to come; their time is none of the training's."""
+        if self.probes is None:
+            return None
+        row = self.probes.look(self.position.step + 1, epoch, x, y)
+        self.position.probe_seconds += self.probes.last_seconds
+        return row
 
     def _step(self, x: torch.Tensor, y: torch.Tensor, epoch: int) -> dict[str, Any]:
         number = self.position.step + 1
@@ -186,6 +208,7 @@ class Trainer:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self._schedule.state_dict(),
+            "probes": None if self.probes is None else self.probes.state(),
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state() if self.config.device == "cuda" else None,
         }
@@ -228,6 +251,8 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self._schedule.load_state_dict(state["schedule"])
+        if self.probes is not None:
+            self.probes.restore(state["probes"])
         torch.set_rng_state(state["rng"])
         if state["cuda_rng"] is not None:
             torch.cuda.set_rng_state(state["cuda_rng"])

@@ -280,6 +280,15 @@ OPTIONS: tuple[Option, ...] = (
         0,
     ),
     Option(
+        "probe",
+        _OPTIMIZER,
+        "look at every K-th step: what it does at each block, beside other methods' steps (rows "
+        "of kind probe in metrics.jsonl, drawn by backmatch plot); 0 for never; default 0",
+        "K",
+        integer(0),
+        0,
+    ),
+    Option(
         "device",
         _MACHINE,
         "auto takes a CUDA device if there is one; default auto",

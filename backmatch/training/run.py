@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import checkpoint, data, methods, models, optimizers, progress
+from . import checkpoint, data, methods, models, optimizers, probes, progress
 from .config import TrainConfig
 from .failures import RunError, UsageError, show
 from .files import write_atomic
@@ -75,9 +75,10 @@ def create_trainer(config: TrainConfig) -> Trainer:
     # Initial weights are drawn on the CPU, so that every device starts from the same ones.
     torch.manual_seed(config.seed)
     model = create_model(config, dataset)
+    looking = probes.create(model, config)  # first, so that no optimizer's hook is copied
     optimizer = optimizers.OPTIMIZERS[config.optimizer](model, config)
     dataset = dataset.to(torch.device(config.device))
-    return Trainer(config, dataset, model, optimizer, methods.create(model, config))
+    return Trainer(config, dataset, model, optimizer, methods.create(model, config), looking)
 
 
 def _check_images(config: TrainConfig, dataset: data.Dataset) -> None:
@@ -137,6 +138,7 @@ def _finish(trainer: Trainer, folder: RunFolder, shown: progress.Progress) -> No
             f"make room and write the results with --resume {folder.path}"
         ) from None
     last = rows[-1]
+    _note_failed_probes(rows, shown)
     shown.note(
         f"test accuracy {last['test_accuracy']:.4f} after {trainer.total} steps "
         f"in {trainer.position.elapsed_seconds:.2f} s"
@@ -168,5 +170,27 @@ def _summarize(trainer: Trainer, rows: list[dict[str, Any]]) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in trainer.model.parameters()),
         "elapsed_seconds": round(trainer.position.elapsed_seconds, 3),
         "median_step_ms": round(statistics.median(steps), 3),
+        **_probe_summary(trainer, rows),
         "versions": versions(),
     }
+
+
+def _probe_summary(trainer: Trainer, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Nothing for a run without probes."""
+    if trainer.probes is None:
+        return {}
+    probed = [row for row in rows if row["kind"] == "probe"]
+    return {
+        "probes": len(probed),
+        "failed_probes": sum("error" in row for row in probed),
+        "probe_seconds": round(trainer.position.probe_seconds, 3),
+    }
+
+
+def _note_failed_probes(rows: list[dict[str, Any]], shown: progress.Progress) -> None:
+    failed = [row for row in rows if "error" in row]
+    if failed:
+        shown.note(
+            f"{len(failed)} probes failed, the first at step {failed[0]['step']}: "
+            f"{failed[0]['error']}"
+        )
