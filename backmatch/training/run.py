@@ -63,8 +63,25 @@ def create_trainer(config: TrainConfig) -> Trainer:
     Raises:
         UsageError: the data is unusable, smaller than one batch, or none that the model takes.
     """
+    return assemble(config, load_data(config))
+
+
+def load_data(config: TrainConfig) -> data.Dataset:
+    """The run's data set on the CPU, in the shape that the model takes.
+
+    Raises:
+        UsageError: the data is unusable, or none that the model takes.
+    """
     dataset = data.load(config.data, getattr(torch, config.dtype))
-    dataset = models.fitted(config.model, config.data, dataset)
+    return models.fitted(config.model, config.data, dataset)
+
+
+def assemble(config: TrainConfig, dataset: data.Dataset) -> Trainer:
+    """Model, optimizer and method of a run at step 0 on data that is loaded already.
+
+    Raises:
+        UsageError: the data is smaller than one batch.
+    """
     samples = len(dataset.x_train)
     if samples < config.batch_size:
         raise UsageError(
@@ -81,7 +98,7 @@ def create_trainer(config: TrainConfig) -> Trainer:
 
 def create_model(config: TrainConfig, dataset: data.Dataset) -> nn.Sequential:
     """The network for a data set, on the run's device and in its dtype."""
-    model = models.create(config.model, dataset, config.hidden)
+    model = models.create(config.model, dataset, config.hidden, config.activation)
     return model.to(torch.device(config.device), getattr(torch, config.dtype))
 
 
