@@ -49,6 +49,7 @@ class Trainer:
 
     Attributes:
         position: how far it has come.
+        per_epoch: optimizer steps of an epoch.
         total: optimizer steps of the whole run.
     """
 
@@ -63,8 +64,8 @@ class Trainer:
         self.config, self.data = config, data
         self.model, self.optimizer, self.method = model, optimizer, method
         self.position = Position()
-        self._per_epoch = len(data.x_train) // config.batch_size
-        self.total = self._per_epoch * config.epochs
+        self.per_epoch = len(data.x_train) // config.batch_size
+        self.total = self.per_epoch * config.epochs
         self._digest = data.digest()
 
     def train(self, folder: RunFolder, progress: Progress, interrupts: Interrupts) -> bool:
@@ -77,7 +78,7 @@ class Trainer:
             began = time.perf_counter() - self.position.elapsed_seconds
             self._epoch(folder, progress, interrupts)
             self.position.elapsed_seconds = time.perf_counter() - began
-            if self.position.step % self._per_epoch == 0:
+            if self.position.step % self.per_epoch == 0:
                 row = self._evaluate()
                 self.position.elapsed_seconds = time.perf_counter() - began
                 row["elapsed_seconds"] = round(self.position.elapsed_seconds, 3)
@@ -98,7 +99,7 @@ class Trainer:
         )
 
     def _epoch(self, folder: RunFolder, progress: Progress, interrupts: Interrupts) -> None:
-        epoch, start = divmod(self.position.step, self._per_epoch)
+        epoch, start = divmod(self.position.step, self.per_epoch)
         if start == 0:
             self.position.loss_sum, self.position.correct = 0.0, 0
         self.model.train()
@@ -134,7 +135,8 @@ class Trainer:
         }
 
     @torch.no_grad()
-    def _evaluate(self) -> dict[str, Any]:
+    def test(self) -> tuple[float, float]:
+        """Mean loss and accuracy on the test set; leaves the model in eval mode."""
         self.model.eval()
         loss, correct = 0.0, 0
         count = len(self.data.x_test)
@@ -146,7 +148,11 @@ class Trainer:
             output = self.model(x)
             loss += float(cross_entropy(output, y, reduction="sum"))
             correct += int((output.argmax(1) == y).sum())
-        epoch = self.position.step // self._per_epoch
+        return loss / count, correct / count
+
+    def _evaluate(self) -> dict[str, Any]:
+        loss, accuracy = self.test()
+        epoch = self.position.step // self.per_epoch
         if not abs(loss) < float("inf"):
             failed = _advice(NonFiniteError("test loss", 1, 1))
             raise RunError(f"evaluation after epoch {epoch} failed: {failed}")
@@ -154,10 +160,10 @@ class Trainer:
             "kind": "evaluation",
             "step": self.position.step,
             "epoch": epoch,
-            "train_loss": self.position.loss_sum / self._per_epoch,
-            "train_accuracy": self.position.correct / (self._per_epoch * self.config.batch_size),
-            "test_loss": loss / count,
-            "test_accuracy": correct / count,
+            "train_loss": self.position.loss_sum / self.per_epoch,
+            "train_accuracy": self.position.correct / (self.per_epoch * self.config.batch_size),
+            "test_loss": loss,
+            "test_accuracy": accuracy,
         }
 
     def _state(self, metrics_bytes: int) -> dict[str, Any]:

@@ -99,8 +99,8 @@ def solver(name: str, damping: float | str | None, cg_steps: int | None = None) 
     """
     if name == "gradient":
         return Gradient()
-    amount = settled(damping)
-    value: float | Relative = amount if isinstance(amount, float) else Relative(float(amount[4:]))
+    assert damping is not None
+    value = Relative(float(damping[4:])) if isinstance(damping, str) else damping
     if name == "cg" and cg_steps is not None:
         return CG(damping=value, rtol=0, max_steps=cg_steps)
     return _SOLVERS[name](damping=value)

@@ -1,0 +1,121 @@
+"""What ``--methods`` names: each method is a set of options of ``backmatch train``.
+
+Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..training.config import unknown
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of the comparison.
+
+    Attributes:
+        name: as in ``--methods``.
+        title: what it is, for people.
+        options: of ``backmatch train``.
+        grid: the first and the last of the half decades that tuning begins with, see :func:`rate`.
+        place: position on the continuum from back-propagation to exact; ``None``: beside it.
+    """
+
+    name: str
+    title: str
+    options: Mapping[str, Any]
+    grid: tuple[int, int]
+    place: float | None = None
+
+    def rates(self) -> list[float]:
+        """The learning rates that tuning begins with, ascending."""
+        first, last = self.grid
+        return [rate(k) for k in range(first, last + 1)]
+
+
+def rate(half_decade: int) -> float:
+    """Learning rates two to a decade: 1, 3, 10, 30, ..
+
+    >>> [rate(k) for k in (-3, -2, -1, 0, 1)]
+    [0.03, 0.1, 0.3, 1.0, 3.0]
+    """
+    return float(f"{'13'[half_decade % 2]}e{half_decade // 2}")
+
+
+_BP = {"method": "bp"}
+#: A direct or conjugate-gradient step is meant for lr 1.
+_AROUND_ONE = (-1, 1)
+
+_NAMED = (
+    Method("bp-sgd", "back-propagation, SGD", {**_BP, "momentum": 0.0}, (-2, 0), 0.0),
+    Method("bp-momentum", "back-propagation, momentum 0.9", {**_BP, "momentum": 0.9}, (-3, -1)),
+    Method("bp-adam", "back-propagation, Adam", {**_BP, "optimizer": "adam"}, (-5, -3)),
+    Method(
+        "scalar",
+        "one scalar per block and side",
+        {"weights": "scalar", "inputs": "scalar"},
+        (-6, -4),
+    ),
+    Method(
+        "foof",
+        "FOOF: exact weights layer by layer, back-propagated inputs",
+        {"blocks": "layer", "inputs": "gradient", "weight_damping": 0.1},
+        (-2, 0),
+    ),
+    Method("exact-weights", "exact weights, inputs by gradient", {"inputs": "gradient"}, (-2, 0)),
+    Method("exact-inputs", "exact inputs, weights by gradient", {"weights": "gradient"}, (-2, 0)),
+    Method(
+        "layer-inverse",
+        "exact weights, inputs by inverted layers",
+        {"inputs": "layer-inverse"},
+        _AROUND_ONE,
+    ),
+    Method("exact", "exact weights and inputs", {}, _AROUND_ONE, float("inf")),
+)
+NAMED: dict[str, Method] = {method.name: method for method in _NAMED}
+
+#: In the order of the table; layer-inverse joins where the net can be inverted.
+DEFAULT = (
+    "bp-sgd",
+    "bp-momentum",
+    "bp-adam",
+    "scalar",
+    "foof",
+    "cg-1",
+    "cg-2",
+    "cg-4",
+    "cg-8",
+    "exact-weights",
+    "exact-inputs",
+    "exact",
+)
+_CG = re.compile(r"cg-([1-9][0-9]{0,5})")
+
+
+def find(name: str) -> Method:
+    """The method of that name; ``cg-K`` takes exactly K steps of conjugate gradient on both sides.
+
+    Raises:
+        ValueError: there is none; the text names the nearest one.
+
+    >>> find("cg-3").options["cg_steps"], find("exact").rates()
+    (3, [0.3, 1.0, 3.0])
+    """
+    if name in NAMED:
+        return NAMED[name]
+    steps = _CG.fullmatch(name)
+    if steps is None:
+        known = [*NAMED, *(method for method in DEFAULT if method not in NAMED)]
+        raise ValueError(unknown("method", name, known, "backmatch compare --help"))
+    count = int(steps[1])
+    return Method(
+        name,
+        f"conjugate gradient, {count} step{'s' if count > 1 else ''} on both sides",
+        {"weights": "cg", "inputs": "cg", "cg_steps": count},
+        _AROUND_ONE,
+        float(count),
+    )
