@@ -5,7 +5,7 @@ Nothing here imports torch before the flags are checked.
 
 from __future__ import annotations
 
-from . import bench, doctor, train
+from . import bench, compare, doctor, train
 
 #: In the order of the help text.
-COMMANDS = (train, bench, doctor)
+COMMANDS = (train, compare, bench, doctor)

@@ -49,7 +49,6 @@ class Trainer:
 
     Attributes:
         position: how far it has come.
-        per_epoch: optimizer steps of an epoch.
         total: optimizer steps of the whole run.
     """
 
@@ -64,8 +63,8 @@ class Trainer:
         self.config, self.data = config, data
         self.model, self.optimizer, self.method = model, optimizer, method
         self.position = Position()
-        self.per_epoch = len(data.x_train) // config.batch_size
-        self.total = self.per_epoch * config.epochs
+        self._per_epoch = len(data.x_train) // config.batch_size
+        self.total = self._per_epoch * config.epochs
         self._digest = data.digest()
 
     def train(self, folder: RunFolder, progress: Progress, interrupts: Interrupts) -> bool:
@@ -78,7 +77,7 @@ class Trainer:
             began = time.perf_counter() - self.position.elapsed_seconds
             self._epoch(folder, progress, interrupts)
             self.position.elapsed_seconds = time.perf_counter() - began
-            if self.position.step % self.per_epoch == 0:
+            if self.position.step % self._per_epoch == 0:
                 row = self._evaluate()
                 self.position.elapsed_seconds = time.perf_counter() - began
                 row["elapsed_seconds"] = round(self.position.elapsed_seconds, 3)
@@ -99,7 +98,7 @@ class Trainer:
         )
 
     def _epoch(self, folder: RunFolder, progress: Progress, interrupts: Interrupts) -> None:
-        epoch, start = divmod(self.position.step, self.per_epoch)
+        epoch, start = divmod(self.position.step, self._per_epoch)
         if start == 0:
             self.position.loss_sum, self.position.correct = 0.0, 0
         self.model.train()
@@ -152,7 +151,7 @@ class Trainer:
 
     def _evaluate(self) -> dict[str, Any]:
         loss, accuracy = self.test()
-        epoch = self.position.step // self.per_epoch
+        epoch = self.position.step // self._per_epoch
         if not abs(loss) < float("inf"):
             failed = _advice(NonFiniteError("test loss", 1, 1))
             raise RunError(f"evaluation after epoch {epoch} failed: {failed}")
@@ -160,8 +159,8 @@ class Trainer:
             "kind": "evaluation",
             "step": self.position.step,
             "epoch": epoch,
-            "train_loss": self.position.loss_sum / self.per_epoch,
-            "train_accuracy": self.position.correct / (self.per_epoch * self.config.batch_size),
+            "train_loss": self.position.loss_sum / self._per_epoch,
+            "train_accuracy": self.position.correct / (self._per_epoch * self.config.batch_size),
             "test_loss": loss,
             "test_accuracy": accuracy,
         }

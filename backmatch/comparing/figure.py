@@ -1,0 +1,310 @@
+"""``compare.png``: the ways to an accuracy, and the continuum from back-propagation to exact."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, StrMethodFormatter
+
+from . import summary
+from .methods import find
+from .table import row_of, title
+
+# Okabe and Ito's palette: told apart with every common colour vision; markers differ as well.
+_BLACK, _GREY = "#000000", "#6E6E6E"
+_BLUE, _VERMILION, _ORANGE = "#0072B2", "#D55E00", "#E69F00"
+_BESIDE = ("#009E73", "#CC79A7", "#E69F00", "#8C510A", "#56B4E9", "#6A51A3")
+#: From few to many steps of conjugate gradient: one hue, darker and darker.
+_CG = ("#A6CEE8", "#6FB1DC", "#3A8FC8", "#0F6BA8", "#084F80", "#05365A")
+_MARKERS = "osD^vPX*<>"
+#: Errors in % that the axis of accuracy names.
+_ERRORS = (90, 50, 40, 30, 20, 15, 10, 7, 5, 4, 3, 2, 1, 0.5, 0.2, 0.1)
+_RC: Any = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+}
+
+Style = dict[str, Any]
+
+
+def draw(result: Mapping[str, Any]) -> bytes:
+    """The figure as a PNG, 1650 x 1350 pixels; the same result gives the same bytes.
+
+    Above, mean test accuracy against steps and against seconds of steps; below, every method's
+    accuracy and cost per step, those of the continuum in a row and the others beside them. The
+    axes of accuracy are logarithmic in the error, so that 98 % and 99 % are as far apart as 80 %
+    and 90 %.
+
+    Args:
+        result: the content of ``compare.json``.
+    """
+    styles = _styles(result)
+    with matplotlib.rc_context(_RC):
+        figure = Figure(figsize=(11, 9), dpi=150, layout="constrained")
+        figure.suptitle(f"{title(result)}: mean over {_seeds(result)}", fontsize=10)
+        rows = figure.subfigures(2, 1, height_ratios=(1.12, 1))
+        by_step, by_second = rows[0].subplots(1, 2, sharey=True)
+        accuracy, cost = rows[1].subplots(2, 1, sharex=True, height_ratios=(1.5, 1))
+        curves = {row["name"]: curve(result, row["name"]) for row in result["methods"]}
+        _draw_curves(by_step, result, curves, styles, seconds=False)
+        _draw_curves(by_second, result, curves, styles, seconds=True)
+        _draw_legend(rows[0], result, curves, styles)
+        _draw_continuum(accuracy, cost, result, styles)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def curve(result: Mapping[str, Any], name: str) -> dict[str, list[float]]:
+    """Steps, seconds, and over the seeds mean, least and greatest accuracy; without diverged runs.
+
+    ``low`` and ``high`` are mean minus and plus one standard deviation.
+    """
+    runs = [run for run in summary.of(result["runs"], name) if run["error"] is None]
+    columns = list(zip(*(run["accuracy"] for run in runs), strict=True))
+    times = list(zip(*(run["training_seconds"] for run in runs), strict=True))
+    means = [statistics.fmean(column) for column in columns]
+    deviations = [statistics.stdev(c) if len(c) > 1 else 0.0 for c in columns]
+    return {
+        "steps": list(runs[0]["steps"]) if runs else [],
+        "seconds": [statistics.fmean(column) for column in times],
+        "mean": means,
+        "low": [mean - sd for mean, sd in zip(means, deviations, strict=True)],
+        "high": [mean + sd for mean, sd in zip(means, deviations, strict=True)],
+    }
+
+
+def _seeds(result: Mapping[str, Any]) -> str:
+    count = len(result["options"]["seeds"])
+    return "1 seed" if count == 1 else f"{count} seeds, bands and bars: one standard deviation"
+
+
+def _styles(result: Mapping[str, Any]) -> dict[str, Style]:
+    """Colour, marker and width per method: ends of the continuum stand out, steps of CG are blue."""
+    names = [row["name"] for row in result["methods"]]
+    steps = [name for name in names if name.startswith("cg-")]
+    steps.sort(key=lambda name: find(name).place or 0)
+    beside = zip(itertools.cycle(_BESIDE), itertools.cycle(_MARKERS))
+    styles: dict[str, Style] = {}
+    for name in names:
+        width = 1.2
+        if name == "exact":
+            color, marker, width = _VERMILION, "o", 2.6
+        elif name == "bp-sgd":
+            color, marker, width = _BLACK, "s", 2.2
+        elif name in steps:
+            place = steps.index(name) / max(len(steps) - 1, 1)
+            color, marker = _CG[round(place * (len(_CG) - 1))], "."
+        elif name.startswith("bp-"):
+            color, marker = _GREY, "s" if name == "bp-adam" else "v"
+        else:
+            color, marker = next(beside)
+        dashes = "-" if find(name).place is not None else ("--" if name[:3] != "bp-" else ":")
+        styles[name] = {"color": color, "marker": marker, "linewidth": width, "linestyle": dashes}
+    return styles
+
+
+def _draw_curves(
+    axes: Any,
+    result: Mapping[str, Any],
+    curves: Mapping[str, Mapping[str, list[float]]],
+    styles: Mapping[str, Style],
+    *,
+    seconds: bool,
+) -> None:
+    least = _least_error(result)
+    for name, found in curves.items():
+        at = found["seconds"] if seconds else found["steps"]
+        # A logarithmic axis has no place for the start.
+        from_ = 1 if seconds else 0
+        style = {**styles[name], "marker": None}
+        errors = {
+            key: [100 * max(1 - value, least) for value in found[key]][from_:]
+            for key in ("mean", "low", "high")
+        }
+        axes.plot(at[from_:], errors["mean"], **style)
+        if name in ("bp-sgd", "exact"):
+            band = (errors["low"], errors["high"])
+            axes.fill_between(at[from_:], *band, color=style["color"], alpha=0.13, linewidth=0)
+    goal = 100 * (1 - result["target"]["accuracy"])
+    axes.axhline(max(goal, 100 * least), color=_GREY, linewidth=0.8, linestyle=(0, (1, 2)))
+    axes.text(
+        0.995,
+        max(goal, 100 * least),
+        f"target {100 * result['target']['accuracy']:g} %",
+        transform=axes.get_yaxis_transform(),
+        ha="right",
+        va="bottom",
+        color=_GREY,
+        fontsize=8,
+    )
+    _accuracy_axis(axes, result, least)
+    if seconds:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.set_xlabel("seconds of steps (evaluation not counted)")
+    else:
+        axes.set_xlim(0, result["total_steps"])
+        axes.set_xlabel(f"steps ({result['steps_per_epoch']} an epoch)")
+        axes.set_ylabel("test accuracy (%)")
+
+
+def _least_error(result: Mapping[str, Any]) -> float:
+    """Half a test sample: where no error at all is drawn."""
+    return 0.5 / int(result["data"]["test"])
+
+
+def _accuracy_axis(axes: Any, result: Mapping[str, Any], least: float) -> None:
+    final = [run for run in result["runs"] if run["kind"] == "final" and run["accuracy"]]
+    best = max((max(run["accuracy"]) for run in final), default=0.9)
+    bottom = 100 * max(1 - best, least) * 0.8
+    top = 65.0 if any(run["accuracy"][-1] > 0.4 for run in final) else 100.0
+    axes.set_yscale("log")
+    axes.set_ylim(top, bottom)
+    ticks = [error for error in _ERRORS if bottom <= error <= top]
+    axes.yaxis.set_major_locator(FixedLocator(ticks))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(lambda error, _: f"{100 - error:g}")
+    axes.grid(color="#E3E3E3", linewidth=0.6)
+
+
+def _draw_legend(
+    figure: Any,
+    result: Mapping[str, Any],
+    curves: Mapping[str, Mapping[str, list[float]]],
+    styles: Mapping[str, Style],
+) -> None:
+    """Best method first, as the curves end."""
+    ends = {name: found["mean"][-1] if found["mean"] else -1.0 for name, found in curves.items()}
+    handles, labels = [], []
+    for name in sorted(ends, key=lambda name: -ends[name]):
+        style = {**styles[name], "marker": None}
+        handles.append(matplotlib.lines.Line2D([], [], **style))
+        end = "diverged" if ends[name] < 0 else f"{100 * ends[name]:.1f}"
+        labels.append(f"{name}  {end}")
+    figure.legend(
+        handles,
+        labels,
+        loc="outside right center",
+        frameon=False,
+        fontsize=8.5,
+        title="after the last step (%)",
+        title_fontsize=8.5,
+        labelspacing=0.55,
+    )
+
+
+def _draw_continuum(
+    accuracy: Any, cost: Any, result: Mapping[str, Any], styles: Mapping[str, Style]
+) -> None:
+    names = [row["name"] for row in result["methods"]]
+    on = sorted(
+        (name for name in names if find(name).place is not None),
+        key=lambda name: find(name).place or 0,
+    )
+    beside = [name for name in names if name not in on]
+    at = {name: float(place) for place, name in enumerate(on)}
+    at |= {name: len(on) + 0.4 + place for place, name in enumerate(beside)}
+    least = _least_error(result)
+    epochs = [str(epoch) for epoch in result["options"]["report_epochs"]]
+    for epoch, (color, marker) in zip((epochs[0], epochs[-1]), ((_ORANGE, "o"), (_BLUE, "s"))):
+        spreads = {n: row_of(result, n)["summary"]["accuracy"][epoch] for n in at}
+        _draw_errors(accuracy, at, on, spreads, least, (color, marker, f"after epoch {epoch}"))
+        if epochs[0] == epochs[-1]:
+            break
+    times = {n: row_of(result, n)["summary"]["step_ms"] for n in at}
+    _draw_cost(cost, at, on, times)
+    _accuracy_axis(accuracy, result, least)
+    accuracy.set_ylabel("test accuracy (%)")
+    accuracy.legend(frameon=False, fontsize=8.5, loc="lower right", ncols=2)
+    cost.set_ylabel("ms per step")
+    cost.set_xticks(list(at.values()), [_label(result, name) for name in at], fontsize=8)
+    cost.set_xlim(-0.5, max(at.values()) + 0.5)
+    for axes in (accuracy, cost):
+        if on and beside:
+            axes.axvline(len(on) - 0.3, color=_GREY, linewidth=0.8)
+    if len(on) > 1:
+        accuracy.set_title(
+            "the continuum from back-propagation to exact" + ("  |  beside it" if beside else ""),
+            fontsize=9,
+            loc="left",
+        )
+
+
+def _label(result: Mapping[str, Any], name: str) -> str:
+    row = row_of(result, name)
+    return f"{name.replace('-', '-' + chr(10), 1) if len(name) > 8 else name}\nlr {row['lr']:g}"
+
+
+def _draw_errors(
+    axes: Any,
+    at: Mapping[str, float],
+    on: Sequence[str],
+    spreads: Mapping[str, Mapping[str, Any]],
+    least: float,
+    look: tuple[str, str, str],
+) -> None:
+    color, marker, label = look
+    there = [name for name in at if spreads[name]["mean"] is not None]
+    middle = {name: max(1 - spreads[name]["mean"], least) for name in there}
+    bars = [
+        [100 * (middle[n] - max(1 - spreads[n]["mean"] - spreads[n]["sd"], least)) for n in there],
+        [100 * (1 - spreads[n]["mean"] + spreads[n]["sd"] - middle[n]) for n in there],
+    ]
+    axes.errorbar(
+        [at[name] for name in there],
+        [100 * middle[name] for name in there],
+        yerr=[[max(value, 0.0) for value in side] for side in bars],
+        color=color,
+        marker=marker,
+        linestyle="",
+        markersize=5.5,
+        capsize=2.5,
+        elinewidth=1,
+        label=label,
+    )
+    row = [name for name in on if name in there]
+    axes.plot([at[n] for n in row], [100 * middle[n] for n in row], color=color, linewidth=1.4)
+
+
+def _draw_cost(
+    axes: Any,
+    at: Mapping[str, float],
+    on: Sequence[str],
+    times: Mapping[str, Mapping[str, Any]],
+) -> None:
+    there = [name for name in at if times[name]["mean"] is not None]
+    axes.plot(
+        [at[name] for name in there],
+        [times[name]["mean"] for name in there],
+        color=_GREY,
+        marker="D",
+        markersize=5,
+        linestyle="",
+    )
+    row = [name for name in on if name in there]
+    axes.plot([at[n] for n in row], [times[n]["mean"] for n in row], color=_GREY, linewidth=1.4)
+    for name in there:
+        mean = times[name]["mean"]
+        axes.annotate(
+            f"{mean:.3g}",
+            (at[name], mean),
+            xytext=(0, 6),
+            textcoords="offset points",
+            ha="center",
+            fontsize=8,
+            color=_GREY,
+        )
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.margins(y=0.25)
+    axes.grid(color="#E3E3E3", linewidth=0.6)
