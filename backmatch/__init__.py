@@ -38,6 +38,7 @@ _PUBLIC: dict[str, str | None] = {
     "blocks": None,
     "linalg": None,
     "models": None,
+    "optim": None,
     "partition": "partitioning",
     "reference": None,
 }
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from . import blocks as blocks
     from . import linalg as linalg
     from . import models as models
+    from . import optim as optim
     from . import reference as reference
     from .auditing import audit as audit
     from .errors import (

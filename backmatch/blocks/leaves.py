@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 from torch.nn.modules import module as _globals
 
+from .observer import is_foreign
 from .unwrap import has_behaviour, unwrapped
 
 
@@ -29,8 +30,8 @@ def is_plain(module: nn.Module) -> bool:
     """No hooks, no replaced forward: calling it runs its class's forward, compiled or not."""
     return not (
         has_behaviour(module)
-        or _globals._global_forward_hooks
-        or _globals._global_forward_pre_hooks
+        or is_foreign(_globals._global_forward_hooks)
+        or is_foreign(_globals._global_forward_pre_hooks)
         or _globals._global_backward_hooks
         or _globals._global_backward_pre_hooks
     )

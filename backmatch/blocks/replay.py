@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as _globals
 
+from .observer import Observer
+
 Hooks = dict[int, Callable[..., Any]]
 
 _HOOK_TABLES = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
@@ -113,7 +115,8 @@ class HookRecorder:
         """Fire every forward hook and note which take part; no backward hook fires."""
         with ExitStack() as stack:
             for owner, table, hooks in self._tables():
-                wrapped = {k: self._noting(h) for k, h in hooks.items()}
+                # Ours watch the user's own passes, and this is none.
+                wrapped = {k: self._noting(h) for k, h in hooks.items() if type(h) is not Observer}
                 kept = {} if "backward" in table else wrapped
                 stack.enter_context(_swapped(owner, table, kept))
             yield

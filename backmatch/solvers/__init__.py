@@ -8,10 +8,11 @@ from .damping import Relative, Resolved
 from .gradient import Gradient
 from .layer_inverse import LayerInverse
 from .record import SolveRecord
-from .scalar import Scalar
+from .scalar import KINDS, Scalar, curvature
 
 __all__ = [
     "CG",
+    "KINDS",
     "Auto",
     "Cholesky",
     "Gradient",
@@ -22,4 +23,5 @@ __all__ = [
     "Solution",
     "SolveRecord",
     "Solver",
+    "curvature",
 ]

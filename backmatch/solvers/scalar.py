@@ -47,21 +47,27 @@ class Scalar(Solver):
     def solve(self, problem: LeastSquares, damping: Resolved | None) -> Solution:
         assert damping is not None
         g = problem.gradient()
-        c, trace = self._curvature(problem, g)
+        c, trace = curvature(self.kind, problem, g)
         checks.finite(f"{self.kind} of the local Hessian", c)
         step = torch.where(c > 0, g / (c + damping.column()), torch.zeros_like(g))
         record = record_for("scalar", problem, damping, scale=float(c))
         return Solution(step, replace(record, trace=trace or record.trace))
 
-    def _curvature(self, problem: LeastSquares, g: Tensor) -> tuple[Tensor, str | None]:
-        """c of the whole-batch H, 0-dimensional, and how its trace was found."""
-        if self.kind == "trace":
-            traces, exact = problem.traces()
-            # The mean of the groups' traces over a group's size: groups are equally large.
-            size = max(problem.damping_group * problem.unknowns, 1)
-            return problem.scale * traces.mean() / size, "exact" if exact else "estimated"
-        if self.kind == "spectral":
-            return problem.scale * problem.largest_eigenvalue(), None
-        square = g.square().sum()
-        bent = (g * problem.normal(g)).sum()
-        return torch.where(square > 0, bent / square, torch.zeros_like(square)), None
+
+def curvature(kind: str, problem: LeastSquares, g: Tensor) -> tuple[Tensor, str | None]:
+    """c of the whole-batch H, 0-dimensional, and how its trace was found.
+
+    Args:
+        kind: one of :data:`KINDS`.
+        g: the problem's gradient, shape (systems, n); only ``"rayleigh"`` reads it.
+    """
+    if kind == "trace":
+        traces, exact = problem.traces()
+        # The mean of the groups' traces over a group's size: groups are equally large.
+        size = max(problem.damping_group * problem.unknowns, 1)
+        return problem.scale * traces.mean() / size, "exact" if exact else "estimated"
+    if kind == "spectral":
+        return problem.scale * problem.largest_eigenvalue(), None
+    square = g.square().sum()
+    bent = (g * problem.normal(g)).sum()
+    return torch.where(square > 0, bent / square, torch.zeros_like(square)), None
