@@ -10,7 +10,6 @@ from ..training.data import Dataset
 from ..training.failures import RunError
 from ..training.progress import say
 from . import schedule, trial
-from .methods import find
 from .options import CompareOptions
 from .tuning import MOST_ADDED
 
@@ -31,8 +30,6 @@ def show(options: CompareOptions, data: Dataset) -> int:
         say(line)
     span = f"{least:.0f}" if round(most) == round(least) else f"{least:.0f} to {most:.0f}"
     say(f"about {span} seconds of steps; evaluations come on top")
-    for name in options.methods:
-        say(f"  {name}: {find(name).title}")
     return 0
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, StrMethodFormatter
 
 from . import summary
@@ -22,7 +23,7 @@ _BLUE, _VERMILION, _ORANGE = "#0072B2", "#D55E00", "#E69F00"
 _BESIDE = ("#009E73", "#CC79A7", "#E69F00", "#8C510A", "#56B4E9", "#6A51A3")
 #: From few to many steps of conjugate gradient: one hue, darker and darker.
 _CG = ("#A6CEE8", "#6FB1DC", "#3A8FC8", "#0F6BA8", "#084F80", "#05365A")
-_MARKERS = "osD^vPX*<>"
+_DASHES = {"bp-momentum": ":", "bp-adam": "-."}
 #: Errors in % that the axis of accuracy names.
 _ERRORS = (90, 50, 40, 30, 20, 15, 10, 7, 5, 4, 3, 2, 1, 0.5, 0.2, 0.1)
 _RC: Any = {
@@ -50,9 +51,9 @@ def draw(result: Mapping[str, Any]) -> bytes:
     with matplotlib.rc_context(_RC):
         figure = Figure(figsize=(11, 9), dpi=150, layout="constrained")
         figure.suptitle(f"{title(result)}: mean over {_seeds(result)}", fontsize=10)
-        rows = figure.subfigures(2, 1, height_ratios=(1.12, 1))
+        rows: Any = figure.subfigures(2, 1, height_ratios=(1.12, 1))
         by_step, by_second = rows[0].subplots(1, 2, sharey=True)
-        accuracy, cost = rows[1].subplots(2, 1, sharex=True, height_ratios=(1.5, 1))
+        accuracy, cost = rows[1].subplots(2, 1, sharex=True, height_ratios=(1.7, 1))
         curves = {row["name"]: curve(result, row["name"]) for row in result["methods"]}
         _draw_curves(by_step, result, curves, styles, seconds=False)
         _draw_curves(by_second, result, curves, styles, seconds=True)
@@ -64,9 +65,9 @@ def draw(result: Mapping[str, Any]) -> bytes:
 
 
 def curve(result: Mapping[str, Any], name: str) -> dict[str, list[float]]:
-    """Steps, seconds, and over the seeds mean, least and greatest accuracy; without diverged runs.
+    """Steps, mean seconds and mean accuracy over the seeds, those that diverged left out.
 
-    ``low`` and ``high`` are mean minus and plus one standard deviation.
+    ``low`` and ``high`` are the mean minus and plus one standard deviation.
     """
     runs = [run for run in summary.of(result["runs"], name) if run["error"] is None]
     columns = list(zip(*(run["accuracy"] for run in runs), strict=True))
@@ -88,27 +89,28 @@ def _seeds(result: Mapping[str, Any]) -> str:
 
 
 def _styles(result: Mapping[str, Any]) -> dict[str, Style]:
-    """Colour, marker and width per method: ends of the continuum stand out, steps of CG are blue."""
+    """Colour, width and dashes per method: the continuum's ends stand out, steps of CG are blue."""
     names = [row["name"] for row in result["methods"]]
     steps = [name for name in names if name.startswith("cg-")]
     steps.sort(key=lambda name: find(name).place or 0)
-    beside = zip(itertools.cycle(_BESIDE), itertools.cycle(_MARKERS))
+    beside = itertools.cycle(_BESIDE)
     styles: dict[str, Style] = {}
     for name in names:
         width = 1.2
         if name == "exact":
-            color, marker, width = _VERMILION, "o", 2.6
+            color, width = _VERMILION, 2.6
         elif name == "bp-sgd":
-            color, marker, width = _BLACK, "s", 2.2
+            color, width = _BLACK, 2.2
         elif name in steps:
             place = steps.index(name) / max(len(steps) - 1, 1)
-            color, marker = _CG[round(place * (len(_CG) - 1))], "."
+            color = _CG[round(place * (len(_CG) - 1))]
         elif name.startswith("bp-"):
-            color, marker = _GREY, "s" if name == "bp-adam" else "v"
+            color = "#9A9A9A" if name == "bp-momentum" else _GREY
         else:
-            color, marker = next(beside)
-        dashes = "-" if find(name).place is not None else ("--" if name[:3] != "bp-" else ":")
-        styles[name] = {"color": color, "marker": marker, "linewidth": width, "linestyle": dashes}
+            color = next(beside)
+        on_the_way = find(name).place is not None
+        dashes = "-" if on_the_way else _DASHES.get(name, "--")
+        styles[name] = {"color": color, "linewidth": width, "linestyle": dashes}
     return styles
 
 
@@ -125,7 +127,7 @@ def _draw_curves(
         at = found["seconds"] if seconds else found["steps"]
         # A logarithmic axis has no place for the start.
         from_ = 1 if seconds else 0
-        style = {**styles[name], "marker": None}
+        style = styles[name]
         errors = {
             key: [100 * max(1 - value, least) for value in found[key]][from_:]
             for key in ("mean", "low", "high")
@@ -149,12 +151,25 @@ def _draw_curves(
     _accuracy_axis(axes, result, least)
     if seconds:
         axes.set_xscale("log")
+        axes.set_xlim(left=_first_second(axes, curves))
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.set_xlabel("seconds of steps (evaluation not counted)")
     else:
         axes.set_xlim(0, result["total_steps"])
+        axes.locator_params(axis="x", integer=True)
         axes.set_xlabel(f"steps ({result['steps_per_epoch']} an epoch)")
         axes.set_ylabel("test accuracy (%)")
+
+
+def _first_second(axes: Any, curves: Mapping[str, Mapping[str, list[float]]]) -> float | None:
+    """Where the first curve enters the panel."""
+    entered = [
+        at
+        for found in curves.values()
+        for at, mean in zip(found["seconds"], found["mean"], strict=True)
+        if at > 0 and 100 * (1 - mean) < axes.get_ylim()[0]
+    ]
+    return 0.8 * min(entered) if entered else None
 
 
 def _least_error(result: Mapping[str, Any]) -> float:
@@ -162,14 +177,20 @@ def _least_error(result: Mapping[str, Any]) -> float:
     return 0.5 / int(result["data"]["test"])
 
 
-def _accuracy_axis(axes: Any, result: Mapping[str, Any], least: float) -> None:
+def _accuracy_axis(
+    axes: Any, result: Mapping[str, Any], least: float, most_ticks: int = 20
+) -> None:
     final = [run for run in result["runs"] if run["kind"] == "final" and run["accuracy"]]
     best = max((max(run["accuracy"]) for run in final), default=0.9)
     bottom = 100 * max(1 - best, least) * 0.8
     top = 65.0 if any(run["accuracy"][-1] > 0.4 for run in final) else 100.0
     axes.set_yscale("log")
     axes.set_ylim(top, bottom)
-    ticks = [error for error in _ERRORS if bottom <= error <= top]
+    ticks: list[float] = []
+    for error in _ERRORS:  # the distance of neighbours is a ratio on this axis
+        apart = not ticks or ticks[-1] / error > (top / bottom) ** (1 / most_ticks)
+        if apart and bottom <= error <= top:
+            ticks.append(error)
     axes.yaxis.set_major_locator(FixedLocator(ticks))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(lambda error, _: f"{100 - error:g}")
@@ -186,8 +207,7 @@ def _draw_legend(
     ends = {name: found["mean"][-1] if found["mean"] else -1.0 for name, found in curves.items()}
     handles, labels = [], []
     for name in sorted(ends, key=lambda name: -ends[name]):
-        style = {**styles[name], "marker": None}
-        handles.append(matplotlib.lines.Line2D([], [], **style))
+        handles.append(Line2D([], [], **styles[name]))
         end = "diverged" if ends[name] < 0 else f"{100 * ends[name]:.1f}"
         labels.append(f"{name}  {end}")
     figure.legend(
@@ -215,28 +235,26 @@ def _draw_continuum(
     at |= {name: len(on) + 0.4 + place for place, name in enumerate(beside)}
     least = _least_error(result)
     epochs = [str(epoch) for epoch in result["options"]["report_epochs"]]
-    for epoch, (color, marker) in zip((epochs[0], epochs[-1]), ((_ORANGE, "o"), (_BLUE, "s"))):
+    looks = {epochs[0]: (_ORANGE, "o"), epochs[-1]: (_BLUE, "s")}
+    for epoch, (color, marker) in looks.items():
         spreads = {n: row_of(result, n)["summary"]["accuracy"][epoch] for n in at}
         _draw_errors(accuracy, at, on, spreads, least, (color, marker, f"after epoch {epoch}"))
-        if epochs[0] == epochs[-1]:
-            break
     times = {n: row_of(result, n)["summary"]["step_ms"] for n in at}
     _draw_cost(cost, at, on, times)
-    _accuracy_axis(accuracy, result, least)
+    _accuracy_axis(accuracy, result, least, most_ticks=9)
     accuracy.set_ylabel("test accuracy (%)")
-    accuracy.legend(frameon=False, fontsize=8.5, loc="lower right", ncols=2)
+    accuracy.legend(frameon=False, fontsize=8.5, loc="upper left")
     cost.set_ylabel("ms per step")
     cost.set_xticks(list(at.values()), [_label(result, name) for name in at], fontsize=8)
     cost.set_xlim(-0.5, max(at.values()) + 0.5)
     for axes in (accuracy, cost):
         if on and beside:
             axes.axvline(len(on) - 0.3, color=_GREY, linewidth=0.8)
-    if len(on) > 1:
-        accuracy.set_title(
-            "the continuum from back-propagation to exact" + ("  |  beside it" if beside else ""),
-            fontsize=9,
-            loc="left",
-        )
+    parts = {-0.5: "the continuum from back-propagation to exact", len(on) - 0.3: "beside it"}
+    for (left, text), shown in zip(parts.items(), (len(on) > 1, on and beside), strict=True):
+        if shown:
+            height = accuracy.get_xaxis_transform()
+            accuracy.text(left, 1.03, f" {text}", transform=height, fontsize=9)
 
 
 def _label(result: Mapping[str, Any], name: str) -> str:
@@ -255,14 +273,16 @@ def _draw_errors(
     color, marker, label = look
     there = [name for name in at if spreads[name]["mean"] is not None]
     middle = {name: max(1 - spreads[name]["mean"], least) for name in there}
-    bars = [
-        [100 * (middle[n] - max(1 - spreads[n]["mean"] - spreads[n]["sd"], least)) for n in there],
-        [100 * (1 - spreads[n]["mean"] + spreads[n]["sd"] - middle[n]) for n in there],
-    ]
+    # Half a sample is the end of the axis: a bar that would pass it ends there.
+    bars: list[list[float]] = [[], []]
+    for name in there:
+        error, deviation = 1 - spreads[name]["mean"], spreads[name]["sd"] or 0.0
+        bars[0].append(100 * (middle[name] - max(error - deviation, least)))
+        bars[1].append(100 * max(error + deviation - middle[name], 0.0))
     axes.errorbar(
         [at[name] for name in there],
         [100 * middle[name] for name in there],
-        yerr=[[max(value, 0.0) for value in side] for side in bars],
+        yerr=bars,
         color=color,
         marker=marker,
         linestyle="",
@@ -301,7 +321,8 @@ def _draw_cost(
             textcoords="offset points",
             ha="center",
             fontsize=8,
-            color=_GREY,
+            color=_BLACK,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.8},
         )
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))

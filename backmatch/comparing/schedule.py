@@ -137,7 +137,12 @@ def plan(options: CompareOptions, data: Dataset) -> str:
     parts = [f"{final} runs of {steps(options, data)[1]} steps"]
     if most:
         parts.insert(0, f"{tuning} tuning runs of {steps(options, trial.held_out(data))[1]} steps")
-    return f"{len(options.methods)} methods, {len(options.seeds)} seeds: {', '.join(parts)}"
+    counted = [_counted(options.methods, "method"), _counted(options.seeds, "seed")]
+    return f"{', '.join(counted)}: {', '.join(parts)}"
+
+
+def _counted(things: list[Any], noun: str) -> str:
+    return f"{len(things)} {noun}{'' if len(things) == 1 else 's'}"
 
 
 def collect(comparison: Comparison, choices: list[Choice]) -> dict[str, Any]:

@@ -84,7 +84,7 @@ def reach(run: Run, goal: float) -> tuple[int, float] | None:
 
 
 def spread(values: Sequence[float | None]) -> dict[str, Any]:
-    """Mean and standard deviation (n - 1; 0 of a single value) of the values that are there.
+    """Mean and standard deviation (n - 1) of the values that are there, ``None`` of too few.
 
     >>> spread([1.0, None, 3.0])
     {'mean': 2.0, 'sd': 1.4142135623730951, 'seeds': [1.0, None, 3.0]}
@@ -92,6 +92,6 @@ def spread(values: Sequence[float | None]) -> dict[str, Any]:
     there = [value for value in values if value is not None]
     return {
         "mean": statistics.fmean(there) if there else None,
-        "sd": statistics.stdev(there) if len(there) > 1 else (0.0 if there else None),
+        "sd": statistics.stdev(there) if len(there) > 1 else None,
         "seeds": list(values),
     }

@@ -70,8 +70,7 @@ def _cells(result: Mapping[str, Any], row: Mapping[str, Any], sign: str) -> list
         for epoch in result["options"]["report_epochs"]
     ]
     if found["reached"] == seeds:
-        goal = [f"{found['target_steps']['mean']:.0f}{sign}{found['target_steps']['sd']:.0f}"]
-        goal.append(significant(found["target_seconds"], sign))
+        goal = [_cell(found["target_steps"], sign, 0), significant(found["target_seconds"], sign)]
     else:
         goal = [f"{found['reached']}/{seeds}"] * 2
     return [
@@ -86,9 +85,13 @@ def _cells(result: Mapping[str, Any], row: Mapping[str, Any], sign: str) -> list
 
 
 def _percent(spread: Mapping[str, Any], sign: str) -> str:
-    if spread["mean"] is None:
-        return _NONE
-    return f"{100 * spread['mean']:.1f}{sign}{100 * spread['sd']:.1f}"
+    return _cell(spread, sign, 1, factor=100)
+
+
+def _cell(spread: Mapping[str, Any], sign: str, decimals: int, factor: float = 1) -> str:
+    """Mean and deviation, the mean alone of a single seed."""
+    there = [factor * spread[key] for key in ("mean", "sd") if spread[key] is not None]
+    return sign.join(f"{value:.{decimals}f}" for value in there) or _NONE
 
 
 def significant(spread: Mapping[str, Any], sign: str) -> str:
@@ -97,11 +100,9 @@ def significant(spread: Mapping[str, Any], sign: str) -> str:
     >>> significant({"mean": 0.1534, "sd": 0.0123}, "±"), significant({"mean": 42.0, "sd": 3}, "±")
     ('0.153±0.012', '42.0±3.0')
     """
-    mean, sd = spread["mean"], spread["sd"]
-    if mean is None:
-        return _NONE
+    mean = spread["mean"] or 0.0
     decimals = next((d for d, limit in ((0, 100), (1, 10), (2, 1)) if mean >= limit), 3)
-    return f"{mean:.{decimals}f}{sign}{sd:.{decimals}f}"
+    return _cell(spread, sign, decimals)
 
 
 def notes(result: Mapping[str, Any]) -> list[str]:

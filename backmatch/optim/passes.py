@@ -215,7 +215,9 @@ def called(block: nn.Module) -> list[nn.Module]:
     if type(block) is not nn.Sequential or has_behaviour(block) or not block._modules:
         return [block]
     # Not .children(): that leaves out a module that stands twice.
-    return [part for child in block._modules.values() if child is not None for part in called(child)]
+    return [
+        part for child in block._modules.values() if child is not None for part in called(child)
+    ]
 
 
 def may_write(block: nn.Module) -> bool:
