@@ -102,7 +102,7 @@ def _styles(result: Mapping[str, Any]) -> dict[str, Style]:
         elif name == "bp-sgd":
             color, width = _BLACK, 2.2
         elif name in steps:
-            place = steps.index(name) / max(len(steps) - 1, 1)
+            place = (steps.index(name) + 1) / (len(steps) + 1)
             color = _CG[round(place * (len(_CG) - 1))]
         elif name.startswith("bp-"):
             color = "#9A9A9A" if name == "bp-momentum" else _GREY

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..training.config import TrainConfig, resolve
+from ..training.config import TrainConfig, resolve, unknown
 from ..training.failures import UsageError
 from ..training.options import INVERTIBLE, Option
 from ..training.options import OPTIONS as TRAIN
@@ -158,6 +158,9 @@ def settle(given: Mapping[str, Any]) -> CompareOptions:
     Raises:
         UsageError: an option that cannot be used, alone or next to the others.
     """
+    for name in given:
+        if name not in BY_NAME:
+            raise UsageError(unknown("option", name, BY_NAME, "backmatch compare --help"))
     values = {option.name: option.default for option in OPTIONS}
     values |= {name: _value(BY_NAME[name], raw) for name, raw in given.items() if raw is not None}
     shared = {option.name: values.pop(option.name) for option in SHARED}
