@@ -65,7 +65,165 @@ def check(net, kind, damping=0.0, inputs=True, dtype=torch.float64):
             assert torch.allclose(x, y, equal_nan=True)
 
 
-@pytest.mark.parametrize("name", ALL)
+def trains(net):
+    return any(p.requires_grad for block in net.blocks() for p in block.parameters())
+
+
+TRAINED = [name for name, net in ALL.items() if trains(net)]
+
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same'")
+
+
+@pytest.mark.parametrize("name", TRAINED)
 @pytest.mark.parametrize("kind", KINDS)
 def test_update_is_the_sweep(name, kind):
     check(ALL[name], kind)
+
+
+@pytest.mark.parametrize("name", TRAINED[::4])
+@pytest.mark.parametrize("kind", KINDS)
+def test_damping_and_no_chain(name, kind):
+    check(ALL[name], kind, damping=0.3)
+    check(ALL[name], kind, damping=0.1, inputs=False)
+
+
+@pytest.mark.parametrize("name", ["relu", "dropout", "batch-norm", "conv", "embedding", "residual"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_float32(name, kind):
+    check(ALL[name], kind, damping=0.1, dtype=torch.float32)
+
+
+@given(st.integers(0, 10**6), st.sampled_from(KINDS), st.sampled_from([0.0, 0.2]), st.booleans())
+@settings(max_examples=40, deadline=None, derandomize=True)
+def test_random_nets(seed, kind, damping, inputs):
+    check(random_net(seed), kind, damping, inputs)
+
+
+@given(st.integers(0, 10**6), st.sampled_from(KINDS), st.sampled_from([0.0, 0.2]))
+@settings(max_examples=30, deadline=None, derandomize=True)
+def test_random_vision_nets(seed, kind, damping):
+    net = random_vision_net(seed)
+    if trains(net):
+        check(net, kind, damping)
+
+
+def vision_model():
+    torch.manual_seed(3)
+    return nn.Sequential(
+        nn.Conv2d(1, 3, 3, padding=1),
+        nn.BatchNorm2d(3),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(2),
+        nn.Sequential(nn.Flatten(), nn.Dropout(0.3), nn.Linear(12, 6), nn.LayerNorm(6)),
+        bm.blocks.Residual(nn.Linear(6, 6), activation=nn.Tanh()),
+        nn.Linear(6, 4),
+    ).double()
+
+
+@pytest.mark.parametrize("by", ["activation", "layer"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_training_of_the_users_model(by, kind, nesterov):
+    """Several steps, the model called as a whole, with momentum and weight decay behind."""
+    ours, theirs = vision_model(), vision_model()
+    options = {"lr": 0.02, "momentum": 0.7, "weight_decay": 0.1, "nesterov": nesterov}
+    scalar = bm.Scalar(kind, 0.05)
+    matcher = bm.BackMatching(bm.partition(theirs, by=by), weights=scalar, inputs=scalar)
+    plain = torch.optim.SGD(theirs.parameters(), **options)
+    generator = torch.Generator().manual_seed(5)
+    batches = [
+        (torch.randn(5, 1, 4, 4, generator=generator).double(), torch.randint(4, (5,)))
+        for _ in range(4)
+    ]
+    torch.manual_seed(11)
+    for x, y in batches:
+        plain.zero_grad()
+        matcher.backward(x, lambda out, y=y: nn.functional.cross_entropy(out, y))
+        plain.step()
+    torch.manual_seed(11)
+    blocks = bm.partition(ours, by=by)
+    with bm.optim.ScaleAmendedSGD(blocks, kind=kind, damping=0.05, **options) as optimizer:
+        for x, y in batches:
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(ours(x), y).backward()
+            optimizer.step()
+    for a, b in zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True):
+        assert torch.allclose(a, b, rtol=1e-9, atol=1e-11)
+
+
+def test_a_module_that_stands_twice():
+    """The same activation object between all layers, each leaf a block."""
+    act = nn.Tanh()
+
+    def make():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(4, 5), act, nn.Linear(5, 4), act, nn.Linear(4, 2)).double()
+
+    x = torch.randn(6, 4, dtype=torch.float64)
+    ours, theirs, scalar = make(), make(), bm.Scalar()
+    bm.BackMatching(theirs, weights=scalar, inputs=scalar).backward(x, lambda z: z.square().mean())
+    with bm.optim.ScaleAmendedSGD(ours, lr=1.0) as optimizer:
+        for _ in range(2):  # an abandoned pass first
+            with pytest.raises(RuntimeError, match="stop"):
+                interrupted(ours, x)
+        ours(x).square().mean().backward()
+        optimizer.step()
+    for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.allclose(p, q - q.grad, rtol=1e-10, atol=1e-12)
+
+
+def interrupted(model, x):
+    z = x
+    for module in list(model)[:2]:
+        z = module(z)
+    raise RuntimeError("stop")
+
+
+class Gain(nn.Module):
+    """A user's module that writes to its input."""
+
+    def __init__(self):
+        super().__init__()
+        self.gain = nn.Parameter(torch.tensor(1.5))
+
+    def forward(self, z):
+        return z.mul_(2.0) * self.gain
+
+
+def test_a_block_that_writes_to_its_input():
+    torch.manual_seed(0)
+    ours = nn.Sequential(nn.Linear(4, 5), Gain(), nn.ReLU(inplace=True), nn.Linear(5, 2)).double()
+    theirs, x = copy.deepcopy(ours), torch.randn(6, 4, dtype=torch.float64)
+    scalar = bm.Scalar("rayleigh")
+    bm.BackMatching(theirs, weights=scalar, inputs=scalar).backward(x, lambda z: z.square().mean())
+    with bm.optim.ScaleAmendedSGD(ours, lr=1.0, kind="rayleigh") as optimizer:
+        ours(x).square().mean().backward()
+        optimizer.step()
+    for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.allclose(p, q - q.grad, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("norm", ["weight_norm", "parametrization", "scaling-hook"])
+def test_reparametrised_and_hooked_blocks(norm):
+    """Hooks that are part of a block's function are part of its local Hessian."""
+    torch.manual_seed(0)
+    layer = nn.Linear(5, 5).double()
+    if norm == "weight_norm":
+        with pytest.warns((FutureWarning, UserWarning)):
+            layer = torch.nn.utils.weight_norm(layer)
+    elif norm == "parametrization":
+        torch.nn.utils.parametrizations.weight_norm(layer)
+    else:
+        layer.register_forward_hook(lambda module, args, out: 3 * out)
+    ours = nn.Sequential(nn.Linear(4, 5).double(), layer, nn.Linear(5, 2).double())
+    x, scalar = torch.randn(6, 4, dtype=torch.float64), bm.Scalar()
+    before = [p.detach().clone() for p in ours.parameters()]
+    matcher = bm.BackMatching(ours, weights=scalar, inputs=scalar)
+    matcher.backward(x, lambda z: z.square().mean())
+    expected = [b - p.grad for b, p in zip(before, ours.parameters(), strict=True)]
+    ours.zero_grad()
+    with bm.optim.ScaleAmendedSGD(ours, lr=1.0) as optimizer:
+        ours(x).square().mean().backward()
+        optimizer.step()
+    for p, q in zip(ours.parameters(), expected, strict=True):
+        assert torch.allclose(p, q, rtol=1e-10, atol=1e-12)

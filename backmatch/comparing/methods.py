@@ -55,6 +55,18 @@ _NAMED = (
     Method("bp-momentum", "back-propagation, momentum 0.9", {**_BP, "momentum": 0.9}, (-3, -1)),
     Method("bp-adam", "back-propagation, Adam", {**_BP, "optimizer": "adam"}, (-5, -3)),
     Method(
+        "layerwise-adaptive",
+        "SGD, each layer's gradient over its own scalar",
+        {**_BP, "optimizer": "layerwise-adaptive"},
+        (-2, 0),
+    ),
+    Method(
+        "scale-amended",
+        "SGD, each gradient over the scalars of its block and all above",
+        {**_BP, "optimizer": "scale-amended"},
+        (-2, 0),
+    ),
+    Method(
         "scalar",
         "one scalar per block and side",
         {"weights": "scalar", "inputs": "scalar"},
@@ -83,6 +95,8 @@ DEFAULT = (
     "bp-sgd",
     "bp-momentum",
     "bp-adam",
+    "layerwise-adaptive",
+    "scale-amended",
     "scalar",
     "foof",
     "cg-1",

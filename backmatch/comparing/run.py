@@ -67,7 +67,8 @@ def prepare(options: CompareOptions) -> tuple[CompareOptions, Dataset]:
         )
     _require_batches(options, data)
     for name in options.methods:
-        training.assemble(options.config(name), data)
+        with trial.assembled(options.config(name), data):
+            pass
     return options, data
 
 

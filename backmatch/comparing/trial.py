@@ -8,7 +8,7 @@ import itertools
 import time
 import warnings
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import BackMatchError, ConvergenceWarning, NonFiniteError
+from ..training import optimizers
 from ..training.config import TrainConfig
 from ..training.data import Dataset
 from ..training.loop import Trainer
@@ -74,7 +75,27 @@ def run(
     if timed:
         with _counted_warnings():
             _warm_up(config, data)
+    with assembled(config, data) as trainer:
+        return _run(trainer, evaluate_at, most_steps, check_stop)
+
+
+@contextmanager
+def assembled(config: TrainConfig, data: Dataset) -> Iterator[Trainer]:
+    """A run at step 0; the hooks of its optimizer are off again afterwards."""
     trainer = assemble(config, data)
+    try:
+        yield trainer
+    finally:
+        optimizers.close(trainer.optimizer)
+
+
+def _run(
+    trainer: Trainer,
+    evaluate_at: Collection[int],
+    most_steps: int | None,
+    check_stop: Callable[[], None],
+) -> dict[str, Any]:
+    config = trainer.config
     row: dict[str, Any] = {
         "lr": config.lr,
         "seed": config.seed,
@@ -134,14 +155,11 @@ def _evaluate(trainer: Trainer, row: dict[str, Any]) -> None:
 
 
 def _warm_up(config: TrainConfig, data: Dataset) -> None:
-    trainer = assemble(config, data)
-    x, y = next(trainer.batches(0))
-    try:
+    with assembled(config, data) as trainer, suppress(BackMatchError):  # the run will tell
+        x, y = next(trainer.batches(0))
         trainer.method(x, y)
         trainer.optimizer.step()
-    except BackMatchError:
-        return  # the run itself will meet it, and tell
-    _synchronize(x.device)
+        _synchronize(x.device)
 
 
 def _synchronize(device: torch.device) -> None:

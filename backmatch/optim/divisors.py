@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..errors import NonFiniteError
+
+#: The least divisor whose inverse is a float.
+SMALLEST = 1.0 / sys.float_info.max
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,8 @@ def _inverse(c: float, damping: float) -> float:
     if not c > 0:
         return 0.0
     total = c + damping
-    return 1.0 / total if 1.0 / 1.8e308 < total else math.inf
+    # Below this the quotient overflows.
+    return 1.0 / total if total > SMALLEST else math.inf
 
 
 def normalising(sizes: Mapping[int, float], found: Mapping[int, float]) -> dict[int, float]:

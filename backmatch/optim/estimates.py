@@ -46,4 +46,5 @@ def power(problem: LeastSquares, steps: int, seed: int) -> Tensor:
 
 def _unit(v: Tensor) -> Tensor:
     size = torch.linalg.vector_norm(v, dim=-1, keepdim=True)
-    return v / size.masked_fill(size == 0, 1)
+    unit: Tensor = v / size.masked_fill(size == 0, 1)
+    return unit

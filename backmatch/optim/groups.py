@@ -17,8 +17,9 @@ Group = dict[str, Any]
 CHAIN_OPTIONS = ("kind", "damping", "normalize", "estimate", "probes", "every", "average")
 
 _HINT = (
-    "a scale belongs to a block: pass the blocks (an nn.Sequential, or backmatch.partition(model)), "
-    "groups like {'blocks': [...], 'lr': 0.1}, or the parameters together with blocks=..."
+    "a scale belongs to a block: pass the blocks (an nn.Sequential or "
+    "backmatch.partition(model)), groups like {'blocks': [...], 'lr': 0.1}, or the parameters "
+    "together with blocks=..."
 )
 
 

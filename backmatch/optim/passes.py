@@ -13,7 +13,7 @@ with or without gradients, in whatever mode) disturbs nothing, and its record di
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -176,7 +176,7 @@ class Watcher:
         autocast = torch.is_autocast_enabled(z.device.type)
         run.entries[block] = Entry(kept, kept._version, replay, training, autocast)
         if self._pulls and block > 0 and z.requires_grad:
-            z.register_hook(partial(run.pull, block - 1))
+            _on_gradient(z, partial(run.pull, block - 1))
 
     def _leave(self, module: nn.Module, args: tuple[object, ...], output: object) -> None:
         if self._inside is not module:
@@ -190,8 +190,8 @@ class Watcher:
         kept = output.detach()
         run.output = kept, kept._version
         if self._pulls:
-            output.register_hook(partial(run.pull, len(self._blocks) - 1))
-        output.register_hook(_Report(self, run))
+            _on_gradient(output, partial(run.pull, len(self._blocks) - 1))
+        _on_gradient(output, _Report(self, run))
 
 
 class _Report:
@@ -204,6 +204,11 @@ class _Report:
         watcher = self.watcher()
         if watcher is not None and watcher.is_open and watcher.wanted:
             watcher.found = self.run
+
+
+def _on_gradient(tensor: Tensor, look: Callable[[Tensor], None]) -> None:
+    """Show the gradient of a tensor, in every backward pass through it."""
+    tensor.register_hook(look)  # type: ignore[no-untyped-call]
 
 
 def called(block: nn.Module) -> list[nn.Module]:

@@ -89,6 +89,9 @@ def measure(
                 block = adapt(names[b], blocks[names[b]])
                 at, gap = _linearised(block, entry, _handed_on(run, b), b in needs.inputs)
                 found |= _scalars(at, run, b, needs, rule, seed)
+        except torch.linalg.LinAlgError:
+            # An eigenvalue solver's word for NaN or Inf.
+            _refuse_non_finite(blocks[names[b]], entry, names[b])
         finally:
             random.restore()
         if gap is not None:
@@ -104,6 +107,9 @@ def _scalars(
     if rule.kind == "rayleigh":
         # What the backward pass did not reach has no gradient: c = 0.
         r = run.pulled.get(b, torch.zeros_like(at.output))
+        # c does not depend on its length, but the square of a vanishing one would be 0.
+        size = r.abs().amax()
+        r = r / size.masked_fill(size == 0, 1)
     found = {}
     if b in needs.weights:
         found["weight", b] = rule.scalar(at.weight_problem(r), 2 * (seed * 4096 + b))
@@ -127,6 +133,13 @@ def _settled(
         if not gap <= 1:
             raise RuntimeError(_broken(names, b))
     return scalars
+
+
+def _refuse_non_finite(module: nn.Module, entry: Entry, name: str) -> None:
+    checks.finite("input", entry.z, block=name)
+    for key, parameter in module.named_parameters():
+        checks.finite(f"parameter {key!r}", parameter, block=name)
+    raise NonFiniteError("local Hessian", 1, 1, block=name)
 
 
 def _broken(names: list[str], b: int) -> str:

@@ -21,7 +21,8 @@ def update(
     is not divided by the scales, and momentum averages divided gradients.
     """
     lr, momentum, decay = float(group["lr"]), group["momentum"], group["weight_decay"]
-    d = list(torch._foreach_mul([p.grad for p in parameters], list(factors)))
+    grads = [p.grad for p in parameters if p.grad is not None]
+    d = list(torch._foreach_mul(grads, list(factors)))
     if decay != 0:
         torch._foreach_add_(d, parameters, alpha=decay)
     if momentum != 0:

@@ -70,4 +70,5 @@ def curvature(kind: str, problem: LeastSquares, g: Tensor) -> tuple[Tensor, str 
         return problem.scale * problem.largest_eigenvalue(), None
     square = g.square().sum()
     bent = (g * problem.normal(g)).sum()
-    return torch.where(square > 0, bent / square, torch.zeros_like(square)), None
+    # Not "square > 0": a NaN must not pass for a zero.
+    return torch.where(square == 0, torch.zeros_like(square), bent / square), None

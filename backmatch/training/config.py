@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from .failures import UsageError, show
-from .options import BY_NAME, INVERTIBLE, OPTIONS
+from .options import BY_NAME, INVERTIBLE, OPTIONS, SCALE_OPTIONS, SCALED_OPTIMIZERS
 
 #: No config file is near this size; the limit stops a hostile one from being parsed.
 MAX_CONFIG_BYTES = 1 << 20
@@ -54,6 +54,11 @@ class TrainConfig:
     optimizer: str
     lr: float
     momentum: float | None
+    scale_kind: str | None
+    scale_damping: float | None
+    scale_every: int | None
+    scale_average: float | None
+    normalize: bool | None
     batch_size: int
     epochs: int
     seed: int
@@ -81,8 +86,11 @@ def resolve(*levels: Mapping[str, Any]) -> TrainConfig:
             given.pop("input_damping", None)
         given.update({name: value for name, value in level.items() if value is not None})
     values = {option.name: given.get(option.name, option.default) for option in OPTIONS}
+    scaled = _fill_scales(values, given)
     if values["method"] == "bp":
         unused = [name for name in MATCHING_ONLY if name in given]
+        if scaled:
+            unused = [name for name in unused if name != "blocks"]
         if unused:
             raise ValueError(f"{BY_NAME[unused[0]].flag} has no effect with --method bp; drop it")
     else:
@@ -151,8 +159,37 @@ def _fill_matching(values: dict[str, Any], given: Mapping[str, Any]) -> None:
         values[name] = given.get(name, given.get("damping", default))
 
 
+def _fill_scales(values: dict[str, Any], given: Mapping[str, Any]) -> bool:
+    """The options of an optimizer that divides by scalars; whether it is one."""
+    name = values["optimizer"]
+    if name not in SCALED_OPTIMIZERS:
+        for option in SCALE_OPTIONS:
+            if option.name in given:
+                raise ValueError(f"{option.flag} has no effect with --optimizer {name}; drop it")
+        return False
+    if values["method"] != "bp":
+        raise ValueError(
+            f"--optimizer {name} divides the gradients of back-propagation; add --method bp"
+        )
+    for key, default in (
+        ("blocks", "activation"),
+        ("scale_kind", "trace"),
+        ("scale_damping", 0.0),
+        ("scale_every", 1),
+        ("scale_average", 0.0),
+        ("normalize", True),
+    ):
+        values[key] = given.get(key, default)
+    usual = (0.1, 0.9) if values["normalize"] else (1.0, 0.0)  # off: the step of the sweep
+    for key, default in zip(("lr", "momentum"), usual, strict=True):
+        values[key] = given.get(key, default)
+    return True
+
+
 def _fill_optimizer(values: dict[str, Any]) -> None:
     name = values["optimizer"]
+    if name in SCALED_OPTIMIZERS:
+        return
     if name in ("sgd", "rmsprop"):
         plain = values["method"] == "bp" and name == "sgd"
         usual = 0.9 if plain else 0.0

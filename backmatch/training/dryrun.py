@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from ..errors import BackMatchError
 from ..partitioning import partition
 from ..solvers import SolveRecord
 from ..sweep import Step
-from . import methods
+from . import methods, optimizers
 from .config import TrainConfig
 from .data import batches
 from .failures import RunError
@@ -56,6 +56,8 @@ def show_step(config: TrainConfig) -> int:
         cost = _show_cost(trainer, x, y)
     except BackMatchError as error:
         raise RunError(f"the step failed: {error}") from error
+    finally:
+        optimizers.close(trainer.optimizer)
     parameters = sum(p.numel() for p in trainer.model.parameters())
     how = "timed once" if cost.repeats == 1 else f"median of {cost.repeats}"
     say(
@@ -101,14 +103,17 @@ def _cost(trainer: Trainer, method: Method, watch: Watch, x: Tensor, y: Tensor) 
         say(f"the first step took {_time(times[0])}; one more measures its memory")
     with PeakMemory(x.device) as watch.memory:
         run()
-    seconds = statistics.median(times) + _optimizer_seconds(trainer, watch)
+    again = run if optimizers.takes_scales(trainer.optimizer) else None
+    seconds = statistics.median(times) + _optimizer_seconds(trainer, watch, again)
     return Cost(seconds, len(times), watch.memory.total)
 
 
-def _optimizer_seconds(trainer: Trainer, watch: Watch) -> float:
-    """The update itself; last, as it moves the weights."""
+def _optimizer_seconds(trainer: Trainer, watch: Watch, again: Callable[[], float] | None) -> float:
+    """The update itself; last, as it moves the weights. ``again`` runs what it needs before it."""
     times = []
-    for _ in range(REPEATS):
+    for i in range(REPEATS):
+        if again is not None and i:
+            again()
         began = time.perf_counter()
         trainer.optimizer.step()
         watch.synchronize()

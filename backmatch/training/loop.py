@@ -20,6 +20,7 @@ from .data import Dataset, batches
 from .failures import RunError, UsageError
 from .interrupts import Interrupts
 from .methods import Method
+from .options import SCALED_OPTIMIZERS
 from .progress import Progress
 from .rundir import RunFolder
 
@@ -117,7 +118,9 @@ class Trainer:
             result = self.method(x, y)
             self.optimizer.step()
         except (BackMatchError, torch.OutOfMemoryError) as error:
-            raise RunError(f"step {number} (epoch {epoch}) failed: {_advice(error)}") from error
+            raise RunError(
+                f"step {number} (epoch {epoch}) failed: {self._advice(error)}"
+            ) from error
         milliseconds = 1e3 * (time.perf_counter() - began)
         correct = int((result.output.argmax(1) == y).sum())
         self.position.step = number
@@ -153,7 +156,7 @@ class Trainer:
         loss, accuracy = self.test()
         epoch = self.position.step // self._per_epoch
         if not abs(loss) < float("inf"):
-            failed = _advice(NonFiniteError("test loss", 1, 1))
+            failed = self._advice(NonFiniteError("test loss", 1, 1))
             raise RunError(f"evaluation after epoch {epoch} failed: {failed}")
         return {
             "kind": "evaluation",
@@ -164,6 +167,14 @@ class Trainer:
             "test_loss": loss,
             "test_accuracy": accuracy,
         }
+
+    def _advice(self, error: Exception) -> str:
+        if isinstance(error, NonFiniteError):
+            scaled = self.config.optimizer in SCALED_OPTIMIZERS
+            return f"{error}; lower --lr or raise {'--scale-damping' if scaled else '--damping'}"
+        if isinstance(error, torch.OutOfMemoryError):
+            return "the device is out of memory; lower --batch-size"
+        return str(error)
 
     def _state(self, metrics_bytes: int) -> dict[str, Any]:
         return {
@@ -224,11 +235,3 @@ class Trainer:
 def versions() -> dict[str, str]:
     """The versions on which a run's bits depend."""
     return {"backmatch": __version__, "torch": str(torch.__version__), "numpy": np.__version__}
-
-
-def _advice(error: Exception) -> str:
-    if isinstance(error, NonFiniteError):
-        return f"{error}; lower --lr or raise --damping"
-    if isinstance(error, torch.OutOfMemoryError):
-        return "the device is out of memory; lower --batch-size"
-    return str(error)

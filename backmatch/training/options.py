@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .failures import show
-from .readers import Reader, choice, damping, integer, number, widths
+from .readers import Reader, choice, damping, integer, number, switch, widths
 
 DATA = ("digits", "synthetic")
 LATER_DATA = ("cifar10", "cifar100")
@@ -32,7 +32,9 @@ INPUT_SOLVERS = (*SOLVERS, "layer-inverse")
 ACTIVATIONS = ("relu", "leaky_relu", "tanh", "sigmoid", "softplus", "elu", "gelu", "silu")
 #: Activations that ``--inputs layer-inverse`` can invert.
 INVERTIBLE = ("leaky_relu", "tanh", "sigmoid", "softplus", "elu")
-OPTIMIZERS = ("sgd", "adam", "adamw", "rmsprop")
+#: Divide gradients by scalars of the local Hessians (:mod:`backmatch.optim`).
+SCALED_OPTIMIZERS = ("scale-amended", "layerwise-adaptive")
+OPTIMIZERS = ("sgd", "adam", "adamw", "rmsprop", *SCALED_OPTIMIZERS)
 
 
 def data_source(raw: Any) -> str:
@@ -84,6 +86,40 @@ def _choices(names: tuple[str, ...]) -> dict[str, Any]:
 
 _DATA, _METHOD, _OPTIMIZER, _MACHINE = "data and model", "method", "optimisation", "machine"
 
+#: Options that only the scaled optimizers read.
+SCALE_OPTIONS: tuple[Option, ...] = (
+    Option(
+        "scale_kind",
+        _OPTIMIZER,
+        "scalar of a local Hessian: its mean eigenvalue (trace), its largest (spectral) or its "
+        "quotient along the gradient (rayleigh); default trace",
+        **_choices(("trace", "spectral", "rayleigh")),
+    ),
+    Option(
+        "scale_damping",
+        _OPTIMIZER,
+        "added to every scalar; default 0",
+        "X",
+        number(0, included=True),
+    ),
+    Option("scale_every", _OPTIMIZER, "steps per measurement; default 1", "K", integer(1)),
+    Option(
+        "scale_average",
+        _OPTIMIZER,
+        "beta of an exponential moving average of the scalars; default 0",
+        "B",
+        number(0, included=True, below=1),
+    ),
+    Option(
+        "normalize",
+        _OPTIMIZER,
+        "give the divided gradients the norm of the plain ones, so that usual learning rates "
+        "work; default on",
+        "{on,off}",
+        switch,
+    ),
+)
+
 OPTIONS: tuple[Option, ...] = (
     Option(
         "data",
@@ -128,7 +164,8 @@ OPTIONS: tuple[Option, ...] = (
         "blocks",
         _METHOD,
         "a block is a Linear or convolution with the norm, activation and pooling after it, or "
-        "every layer is one (a residual block always is); default activation",
+        "every layer is one (a residual block always is); with bp only for scale-amended and "
+        "layerwise-adaptive; default activation",
         **_choices(("activation", "layer")),
     ),
     Option("weights", _METHOD, "solver of the weight problems; default auto", **_choices(SOLVERS)),
@@ -176,22 +213,31 @@ OPTIONS: tuple[Option, ...] = (
         "have moved; default simultaneous",
         **_choices(("simultaneous", "sequential")),
     ),
-    Option("optimizer", _OPTIMIZER, "default sgd", default="sgd", **_choices(OPTIMIZERS)),
+    Option(
+        "optimizer",
+        _OPTIMIZER,
+        "scale-amended and layerwise-adaptive need --method bp: they divide each block's gradient "
+        "by scalars of the local Hessians; default sgd",
+        default="sgd",
+        **_choices(OPTIMIZERS),
+    ),
     Option(
         "lr",
         _OPTIMIZER,
-        "step size; default 1 for backmatch with sgd (the exact step), 0.1 for bp with sgd, "
-        "0.001 for the others",
+        "step size; default 1 for backmatch with sgd (the exact step) and with --normalize off, "
+        "0.1 for bp with sgd, scale-amended or layerwise-adaptive, 0.001 for the others",
         "LR",
         number(0, included=False),
     ),
     Option(
         "momentum",
         _OPTIMIZER,
-        "momentum of sgd and rmsprop; default 0.9 for bp with sgd, else 0",
+        "momentum of sgd, rmsprop, scale-amended and layerwise-adaptive; default 0.9 for bp with "
+        "any but rmsprop unless --normalize off, else 0",
         "M",
         number(0, included=True, below=1),
     ),
+    *SCALE_OPTIONS,
     Option(
         "batch_size",
         _OPTIMIZER,

@@ -24,6 +24,15 @@ def choice(*names: str) -> Reader:
     return read
 
 
+def switch(raw: Any) -> bool:
+    """``on`` or ``off``; YAML 1.1 reads both as booleans, and JSON has its own."""
+    if isinstance(raw, bool):
+        return raw
+    if not isinstance(raw, str) or raw not in ("on", "off"):
+        raise ValueError("on or off")
+    return raw == "on"
+
+
 def integer(low: int, high: int = 2**63 - 1) -> Reader:
     """A whole number from ``low`` to ``high``, as an int or in decimal digits."""
 

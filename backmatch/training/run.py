@@ -10,13 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import checkpoint, data, methods, models, progress
+from . import checkpoint, data, methods, models, optimizers, progress
 from .config import TrainConfig
 from .failures import RunError, UsageError
 from .files import write_atomic
 from .interrupts import Interrupts
 from .loop import Trainer, versions
-from .optimizers import OPTIMIZERS
 from .rundir import CURVES, METRICS, RunFolder, default_folder
 
 
@@ -91,7 +90,7 @@ def assemble(config: TrainConfig, dataset: data.Dataset) -> Trainer:
     # Initial weights are drawn on the CPU, so that every device starts from the same ones.
     torch.manual_seed(config.seed)
     model = create_model(config, dataset)
-    optimizer = OPTIMIZERS[config.optimizer](model.parameters(), config)
+    optimizer = optimizers.OPTIMIZERS[config.optimizer](model, config)
     dataset = dataset.to(torch.device(config.device))
     return Trainer(config, dataset, model, optimizer, methods.create(model, config))
 
@@ -120,6 +119,7 @@ def _run(
         ) from None
     finally:
         shown.stop()
+        optimizers.close(trainer.optimizer)
     if not finished:
         shown.note(
             f"stopped after step {trainer.position.step} of {trainer.total}, state saved; "

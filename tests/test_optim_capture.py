@@ -1,0 +1,398 @@
+"""What is caught, what is not, and that nothing of it stays behind."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import pickle
+import warnings
+import weakref
+
+import pytest
+import torch
+from optim_cases import BOTH, backward, batches, equal, hook_tables, model, train, values
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+import backmatch as bm
+from backmatch.blocks import adapt
+from backmatch.blocks.generic import GenericBlock
+from backmatch.optim import LayerwiseAdaptiveSGD, ScaleAmendedSGD
+
+KINDS = ("trace", "spectral", "rayleigh")
+
+
+def test_hooks_come_off():
+    net = model()
+    optimizer = ScaleAmendedSGD(net, lr=0.1)
+    assert hook_tables(net)[0] == []
+    assert hook_tables(net)[1] != []
+    optimizer.close()
+    optimizer.close()
+    assert hook_tables(net) == ([], [])
+    with pytest.raises(ZeroDivisionError), ScaleAmendedSGD(net, lr=0.1):
+        raise ZeroDivisionError
+    assert hook_tables(net) == ([], [])
+    with pytest.raises(KeyboardInterrupt), LayerwiseAdaptiveSGD(net, lr=0.1) as inner:
+        backward(net, *batches(1)[0])
+        raise KeyboardInterrupt
+    assert hook_tables(net) == ([], [])
+    assert inner._watcher.found is None
+
+
+def test_hooks_go_with_a_dropped_optimizer():
+    net = model()
+    optimizer = ScaleAmendedSGD(net, lr=0.1)
+    train(net, optimizer, batches(1))
+    del optimizer
+    gc.collect()
+    assert hook_tables(net) == ([], [])
+
+
+def test_closed_and_unfed_optimizers_say_so():
+    net = model()
+    before = values(net)
+    with ScaleAmendedSGD(net, lr=0.1) as optimizer:
+        with pytest.raises(RuntimeError, match="needs a forward pass"):
+            optimizer.step()
+        with torch.no_grad():
+            net(batches(1)[0][0])
+        with pytest.raises(RuntimeError, match="needs a forward pass"):
+            optimizer.step()
+    backward(net, *batches(1)[0])
+    with pytest.raises(RuntimeError, match="this ScaleAmendedSGD is closed"):
+        optimizer.step()
+    assert equal(before[:2], values(net)[:2])
+
+
+def test_a_step_without_a_new_pass_is_refused():
+    net = model()
+    with ScaleAmendedSGD(net, lr=0.1) as optimizer:
+        train(net, optimizer, batches(1))
+        before = values(net)
+        with pytest.raises(RuntimeError, match="since the last step"):
+            optimizer.step()
+        assert equal(values(net), before)
+
+
+def other_passes(net, x):
+    """Passes that are no training: without gradients, in evaluation, abandoned, for the input."""
+    with torch.no_grad():
+        net(x)
+    with torch.inference_mode():
+        net(x)
+    net.eval()
+    net(x).sum()
+    net.train()
+    net(x).sum()  # in training mode with gradients, never back-propagated
+    with pytest.raises(RuntimeError):
+        net(torch.ones(2, 99, dtype=x.dtype))
+    net[0](x)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("when", ["before", "between", "after"])
+def test_other_passes_do_not_count(kind, when):
+    """Only dropout masks and running statistics move, as they do without the optimizer."""
+    net, twin, data = model(), model(), batches(1)
+    noise = 3 * torch.randn(4, 5, dtype=torch.float64)
+    for each, disturbed in ((net, True), (twin, False)):
+        with ScaleAmendedSGD(bm.partition(each), lr=0.1, kind=kind) as optimizer:
+            x, y = data[0]
+            if disturbed and when == "before":
+                other_passes(each, noise)
+            torch.manual_seed(1)
+            loss = nn.functional.cross_entropy(each(x), y)
+            if disturbed and when == "between":
+                other_passes(each, noise)
+            loss.backward()
+            if disturbed and when == "after":
+                other_passes(each, noise)
+                each.eval()  # a mode that is not that of the pass
+            optimizer.step()
+            scales = optimizer.scales
+        if disturbed:
+            expected = scales
+    assert scales == expected
+    for p, q in zip(net.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+def test_the_last_micro_batch_gives_the_scales():
+    net, twin, data = model(), model(), batches(2)
+    for each in (net, twin):
+        each[3].p = 0.0
+    with ScaleAmendedSGD(net, lr=0.1) as optimizer:
+        for x, y in data:
+            backward(net, x, y)
+        optimizer.step()
+    with ScaleAmendedSGD(twin, lr=0.1) as last:
+        backward(twin, *data[1])
+        last.step()
+    assert optimizer.scales == last.scales
+
+
+def test_two_backward_passes_through_one_graph():
+    """Rayleigh's direction is that of the sum, as the grads are."""
+    data = batches(1)[0]
+    found = []
+    for split in (False, True):
+        net = model()
+        torch.manual_seed(1)
+        with ScaleAmendedSGD(net, lr=0.1, kind="rayleigh") as optimizer:
+            out = net(data[0])
+            one, two = nn.functional.cross_entropy(out, data[1]), out.square().mean()
+            if split:
+                one.backward(retain_graph=True)
+                two.backward()
+            else:
+                (one + two).backward()
+            optimizer.step()
+        found.append(values(net))
+    for a, b in zip(*found, strict=True):
+        assert torch.allclose(a, b, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rng_buffers_modes_and_grads_are_left(kind):
+    net = model()
+    net.append(User())
+    with ScaleAmendedSGD(bm.partition(net), lr=0.0, kind=kind) as optimizer:
+        torch.manual_seed(5)
+        backward(net, *batches(1)[0])
+        state, before = torch.get_rng_state(), values(net)
+        grads = [p.grad.clone() for p in net.parameters()]
+        buffers = [id(b) for b in net.buffers()]
+        optimizer.step()
+        assert torch.equal(torch.get_rng_state(), state)
+        assert equal(values(net), before)
+        assert equal([p.grad for p in net.parameters()], grads)
+        assert [id(b) for b in net.buffers()] == buffers
+        assert all(part.training for part in net.modules())
+
+
+class User(nn.Module):
+    """Noise, a counter and a parameter: nothing that a structured route knows."""
+
+    def __init__(self):
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(3, dtype=torch.float64))
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+
+    def forward(self, z):
+        self.count += 1
+        return z * self.gain + torch.rand_like(z)
+
+
+def test_users_hooks_fire_once():
+    net, seen = model(), []
+    net[0].register_forward_hook(lambda *_: seen.append("forward"))
+    net[4].register_full_backward_hook(lambda *_: seen.append("backward"))
+    with ScaleAmendedSGD(bm.partition(net), lr=0.1) as optimizer:
+        train(net, optimizer, batches(1))
+    assert sorted(seen) == ["backward", "forward"]
+
+
+def test_a_watched_model_keeps_its_structured_routes():
+    """And a matcher beside the optimizer is none of its business."""
+    net, twin = model(), model()
+    x, y = batches(1)[0]
+    with ScaleAmendedSGD(bm.partition(net), lr=0.1) as optimizer:
+        for block in bm.partition(net):
+            assert not isinstance(adapt("0", block), GenericBlock)
+        for each in (net, twin):
+            torch.manual_seed(2)
+            matcher = bm.BackMatching([*bm.partition(each), User()])
+            step = matcher.backward(x, lambda out: nn.functional.cross_entropy(out, y))
+            matcher.backward(x, lambda out: nn.functional.cross_entropy(out, y))
+        assert [b.weight.solver for b in step.blocks]
+        with pytest.raises(RuntimeError, match="needs a forward pass"):
+            optimizer.step()
+    for p, q in zip(net.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(p.grad, q.grad)
+
+
+def test_copies_of_a_watched_model_are_unwatched():
+    net = model()
+    with ScaleAmendedSGD(net, lr=0.1) as optimizer:
+        copied, pickled = copy.deepcopy(net), pickle.loads(pickle.dumps(net))
+        for twin in (copied, pickled):
+            assert equal(values(twin), values(net))
+            backward(twin, *batches(1)[0])
+        with pytest.raises(RuntimeError, match="needs a forward pass"):
+            optimizer.step()
+
+
+def test_two_optimizers_watch_one_model():
+    net = model()
+    low, high = net[:4], net[4:]
+    with (
+        ScaleAmendedSGD(net[0].parameters(), lr=0.1, blocks=[low, high]) as first,
+        LayerwiseAdaptiveSGD(high, lr=0.1) as second,
+    ):
+        backward(net, *batches(1)[0])
+        second.step()
+        before = net[0].weight.detach().clone()
+        with pytest.raises(RuntimeError, match="parameters must stay as they are"):
+            first.step()  # the second has moved a block that the first looks through
+        assert torch.equal(before, net[0].weight)
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_nothing_that_was_caught_stays(every):
+    net, alive = model(), []
+    with ScaleAmendedSGD(bm.partition(net), lr=0.01, kind="rayleigh", every=every) as optimizer:
+        for x, y in batches(7):
+            optimizer.zero_grad()
+            net(x)  # abandoned
+            backward(net, x, y)
+            if optimizer._watcher.found is not None:
+                run = optimizer._watcher.found
+                alive += [weakref.ref(entry.z) for entry in run.entries.values()]
+                alive += [weakref.ref(u) for u in run.pulled.values()]
+                del run
+            optimizer.step()
+    assert len(alive) == (7 if every == 1 else 3) * 4
+    assert not any(ref() is not None for ref in alive)
+
+
+def test_memory_does_not_grow():
+    net, data = model(), batches(2)
+
+    def tensors():
+        gc.collect()
+        with warnings.catch_warnings():  # some objects warn when they are looked at
+            warnings.simplefilter("ignore")
+            return sum(isinstance(each, torch.Tensor) for each in gc.get_objects())
+
+    with ScaleAmendedSGD(bm.partition(net), lr=1e-3, momentum=0.5, kind="rayleigh") as optimizer:
+        train(net, optimizer, data)
+        before = tensors()
+        for _ in range(20):
+            train(net, optimizer, data)
+        assert tensors() <= before
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_not_finite(kind):
+    """A scale that is NaN or Inf is named; nothing moves; the next batch goes on."""
+    net, (x, y) = model(), batches(1)[0]
+    with ScaleAmendedSGD(bm.partition(net), lr=0.1, momentum=0.5, kind=kind) as optimizer:
+        train(net, optimizer, batches(1))
+        before, state = values(net), copy.deepcopy(optimizer.state_dict())
+        net[4].weight.data[0, 0] = float("nan")
+        net.zero_grad()
+        backward(net, x, y)
+        net[0].weight.grad.zero_()
+        for p in net.parameters():
+            p.grad.nan_to_num_()
+        with pytest.raises(bm.NonFiniteError, match=r"has \d+ non-finite .* in block '\d'"):
+            optimizer.step()
+        assert str(optimizer.state_dict()) == str(state)
+        net[4].weight.data[0, 0] = before[-2][0, 0]
+        assert equal(values(net)[:2], before[:2])
+        train(net, optimizer, batches(1))
+
+
+def test_a_gradient_that_is_not_finite():
+    net = model()
+    with ScaleAmendedSGD(bm.partition(net), lr=0.1) as optimizer:
+        backward(net, *batches(1)[0])
+        net[4].bias.grad[1] = float("inf")
+        before = values(net)
+        with pytest.raises(bm.NonFiniteError, match=r"grad of shape \(3,\) has 1 .* block '1'"):
+            optimizer.step()
+        assert equal(values(net), before)
+
+
+def test_changed_between_forward_and_step():
+    net, (x, y) = model(), batches(1)[0]
+    with ScaleAmendedSGD(net, lr=0.1) as optimizer:
+        backward(net, x, y)
+        x.add_(1)
+        with pytest.raises(RuntimeError, match="changed in place between the forward pass"):
+            optimizer.step()
+
+
+def test_something_between_the_blocks_is_noticed():
+    net = model()
+
+    def between(x):
+        return net[1:](2 * net[0](x))
+
+    with ScaleAmendedSGD(net, lr=0.1) as optimizer:
+        between(batches(1)[0][0]).square().mean().backward()
+        with pytest.raises(RuntimeError, match="output of block '0', computed again"):
+            optimizer.step()
+
+
+def test_a_head_on_a_trunk_without_gradients():
+    net = model()
+    with ScaleAmendedSGD(net, lr=0.1) as optimizer:
+        with torch.no_grad():
+            z = net[:4](batches(1)[0][0])
+        net[4](z).square().mean().backward()
+        optimizer.step()
+        assert [name for name, s in optimizer.scales.items() if s.factor is not None] == ["4"]
+
+
+def test_autocast_half_and_sparse_are_refused():
+    net, (x, y) = model(torch.float32), batches(1, torch.float32)[0]
+    with ScaleAmendedSGD(net, lr=0.1) as optimizer:
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = nn.functional.cross_entropy(net(x), y)
+        loss.backward()
+        with pytest.raises(TypeError, match="ran under autocast"):
+            optimizer.step()
+    net.to(torch.bfloat16)
+    with pytest.raises(TypeError, match="got bfloat16"):
+        ScaleAmendedSGD(net, lr=0.1)
+    words = nn.Sequential(nn.Embedding(5, 3, sparse=True), nn.Linear(3, 2))
+    with ScaleAmendedSGD(words, lr=0.1) as optimizer:
+        words(torch.tensor([1, 2])).sum().backward()
+        with pytest.raises(TypeError, match="sparse=False"):
+            optimizer.step()
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointed_parts(reentrant):
+    """What runs again in the backward pass is no pass of its own."""
+    net, twin = model(), model()
+    x, y = batches(1)[0]
+    x.requires_grad_()
+    with ScaleAmendedSGD(twin, lr=0.1) as plain:
+        torch.manual_seed(1)
+        nn.functional.cross_entropy(twin(x), y).backward()
+        plain.step()
+    with ScaleAmendedSGD(net, lr=0.1) as optimizer:
+        torch.manual_seed(1)
+        z = checkpoint(net[:4], x, use_reentrant=reentrant)
+        nn.functional.cross_entropy(net[4](z), y).backward()
+        if reentrant:  # runs without gradients first: what a block was given is not known
+            with pytest.raises(RuntimeError, match="under no_grad"):
+                optimizer.step()
+            return
+        optimizer.step()
+    for p, q in zip(net.parameters(), twin.parameters(), strict=True):
+        assert torch.allclose(p, q, rtol=1e-10)
+
+
+def test_a_shared_parameter_is_refused():
+    tied = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    tied[1].weight = tied[0].weight
+    with pytest.raises(ValueError, match="share the parameter"):
+        ScaleAmendedSGD(tied, lr=0.1)
+
+
+@pytest.mark.parametrize("kind", BOTH)
+def test_a_zero_scale_gives_no_step(kind):
+    """A dead layer: its own weights stay, and so does what only acts through it."""
+    net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)).double()
+    net[0].bias.data.fill_(-100.0)
+    before = values(net)
+    with kind(bm.partition(net), lr=1.0) as optimizer:
+        net(torch.ones(2, 4, dtype=torch.float64)).square().mean().backward()
+        optimizer.step()
+    assert equal(values(net)[:2], before[:2])
+    assert optimizer.scales["0"].factor == 0.0
+    assert not torch.equal(net[2].bias, before[3])
