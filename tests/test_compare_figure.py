@@ -88,10 +88,17 @@ def test_the_same_result_gives_the_same_bytes_and_stays_as_it_is() -> None:
     assert figure.draw(other) != first
 
 
-@pytest.mark.parametrize("names", [("exact",), ("bp-adam",), ("cg-2", "cg-3"), methods.DEFAULT])
-@pytest.mark.parametrize("seeds", [1, 3])
+@pytest.mark.parametrize(
+    ("names", "seeds"),
+    [
+        (("exact",), 1),
+        (("bp-adam",), 3),
+        (("cg-2", "cg-3"), 1),
+        ((*methods.NAMED, "cg-1", "cg-2", "cg-4", "cg-8", "cg-16", "cg-32", "cg-64"), 3),
+    ],
+)
 def test_any_set_of_methods_can_be_drawn(names: tuple[str, ...], seeds: int) -> None:
-    assert len(figure.draw(result(tuple(names), seeds))) > 10_000
+    assert len(figure.draw(result(names, seeds))) > 10_000
 
 
 def test_one_epoch_and_nothing_right_at_all() -> None:

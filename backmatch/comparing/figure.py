@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import itertools
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,7 +19,18 @@ from .table import row_of, title
 # Okabe and Ito's palette: told apart with every common colour vision; markers differ as well.
 _BLACK, _GREY = "#000000", "#6E6E6E"
 _BLUE, _VERMILION, _ORANGE = "#0072B2", "#D55E00", "#E69F00"
-_BESIDE = ("#009E73", "#CC79A7", "#E69F00", "#8C510A", "#56B4E9", "#6A51A3")
+#: Beside the continuum; a method has its colour in every figure.
+_BESIDE = {
+    "bp-momentum": "#9A9A9A",
+    "bp-adam": _GREY,
+    "layerwise-adaptive": "#B39DDB",
+    "scale-amended": "#6A51A3",
+    "scalar": _ORANGE,
+    "foof": "#8C510A",
+    "exact-weights": "#009E73",
+    "exact-inputs": "#CC79A7",
+    "layer-inverse": "#6B7A00",
+}
 #: From few to many steps of conjugate gradient: one hue, darker and darker.
 _CG = ("#A6CEE8", "#6FB1DC", "#3A8FC8", "#0F6BA8", "#084F80", "#05365A")
 _DASHES = {"bp-momentum": ":", "bp-adam": "-."}
@@ -93,7 +103,6 @@ def _styles(result: Mapping[str, Any]) -> dict[str, Style]:
     names = [row["name"] for row in result["methods"]]
     steps = [name for name in names if name.startswith("cg-")]
     steps.sort(key=lambda name: find(name).place or 0)
-    beside = itertools.cycle(_BESIDE)
     styles: dict[str, Style] = {}
     for name in names:
         width = 1.2
@@ -104,10 +113,8 @@ def _styles(result: Mapping[str, Any]) -> dict[str, Style]:
         elif name in steps:
             place = (steps.index(name) + 1) / (len(steps) + 1)
             color = _CG[round(place * (len(_CG) - 1))]
-        elif name.startswith("bp-"):
-            color = "#9A9A9A" if name == "bp-momentum" else _GREY
         else:
-            color = next(beside)
+            color = _BESIDE[name]
         on_the_way = find(name).place is not None
         dashes = "-" if on_the_way else _DASHES.get(name, "--")
         styles[name] = {"color": color, "linewidth": width, "linestyle": dashes}
