@@ -21,7 +21,7 @@ class Method:
         name: as in ``--methods``.
         title: what it is, for people.
         options: of ``backmatch train``.
-        grid: the first and the last of the half decades that tuning begins with, see :func:`rate`.
+        grid: the first and the last of the rates that tuning begins with, see :func:`rate`.
         place: position on the continuum from back-propagation to exact; ``None``: beside it.
     """
 
@@ -37,49 +37,49 @@ class Method:
         return [rate(k) for k in range(first, last + 1)]
 
 
-def rate(half_decade: int) -> float:
-    """Learning rates two to a decade: 1, 3, 10, 30, ..
+def rate(place: int) -> float:
+    """Learning rates three to a decade: 1, 2, 5, 10, ..
 
-    >>> [rate(k) for k in (-3, -2, -1, 0, 1)]
-    [0.03, 0.1, 0.3, 1.0, 3.0]
+    >>> [rate(k) for k in (-4, -3, -2, -1, 0, 1)]
+    [0.05, 0.1, 0.2, 0.5, 1.0, 2.0]
     """
-    return float(f"{'13'[half_decade % 2]}e{half_decade // 2}")
+    return float(f"{'125'[place % 3]}e{place // 3}")
 
 
 _BP = {"method": "bp"}
 #: A direct or conjugate-gradient step is meant for lr 1.
-_AROUND_ONE = (-1, 1)
+_AROUND_ONE = (-2, 1)
 
 _NAMED = (
-    Method("bp-sgd", "back-propagation, SGD", {**_BP, "momentum": 0.0}, (-2, 0), 0.0),
-    Method("bp-momentum", "back-propagation, momentum 0.9", {**_BP, "momentum": 0.9}, (-3, -1)),
-    Method("bp-adam", "back-propagation, Adam", {**_BP, "optimizer": "adam"}, (-5, -3)),
+    Method("bp-sgd", "back-propagation, SGD", {**_BP, "momentum": 0.0}, (-3, 0), 0.0),
+    Method("bp-momentum", "back-propagation, momentum 0.9", {**_BP, "momentum": 0.9}, (-5, -2)),
+    Method("bp-adam", "back-propagation, Adam", {**_BP, "optimizer": "adam"}, (-7, -4)),
     Method(
         "layerwise-adaptive",
         "SGD, each layer's gradient over its own scalar",
         {**_BP, "optimizer": "layerwise-adaptive"},
-        (-2, 0),
+        (-3, 0),
     ),
     Method(
         "scale-amended",
         "SGD, each gradient over the scalars of its block and all above",
         {**_BP, "optimizer": "scale-amended"},
-        (-2, 0),
+        (-3, 0),
     ),
     Method(
         "scalar",
         "one scalar per block and side",
         {"weights": "scalar", "inputs": "scalar"},
-        (-6, -4),
+        (-9, -6),
     ),
     Method(
         "foof",
         "FOOF: exact weights layer by layer, back-propagated inputs",
         {"blocks": "layer", "inputs": "gradient", "weight_damping": 0.1},
-        (-2, 0),
+        _AROUND_ONE,
     ),
-    Method("exact-weights", "exact weights, inputs by gradient", {"inputs": "gradient"}, (-2, 0)),
-    Method("exact-inputs", "exact inputs, weights by gradient", {"weights": "gradient"}, (-2, 0)),
+    Method("exact-weights", "exact weights, inputs by gradient", {"inputs": "gradient"}, (-3, 0)),
+    Method("exact-inputs", "exact inputs, weights by gradient", {"weights": "gradient"}, (-3, 0)),
     Method(
         "layer-inverse",
         "exact weights, inputs by inverted layers",
@@ -117,7 +117,7 @@ def find(name: str) -> Method:
         ValueError: there is none; the text names the nearest one.
 
     >>> find("cg-3").options["cg_steps"], find("exact").rates()
-    (3, [0.3, 1.0, 3.0])
+    (3, [0.2, 0.5, 1.0, 2.0])
     """
     if name in NAMED:
         return NAMED[name]

@@ -56,8 +56,8 @@ OPTIONS: tuple[Option, ...] = (
         "rates",
         _COMPARISON,
         "learning rates to choose from, of all methods or of one; may be given several times; a "
-        "single rate is taken as it is; default three half decades per method, and up to three "
-        "more while the best one lies on the edge",
+        "single rate is taken as it is; default four per method, from 1, 2, 5, 10, .., and "
+        "up to three more while the best one lies on the edge",
         "[NAME=]LR,..",
         readers.rates,
         {},

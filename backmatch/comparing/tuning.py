@@ -12,6 +12,9 @@ from typing import Any
 
 #: Rates that a grid grows by at most.
 MOST_ADDED = 3
+#: Digit -> its neighbour and the change of the exponent.
+_UP = {"1": ("2", 0), "2": ("5", 0), "5": ("1", 1)}
+_DOWN = {"5": ("2", 0), "2": ("1", 0), "1": ("5", -1)}
 
 
 @dataclass(frozen=True)
@@ -63,9 +66,9 @@ def choose(rates: Sequence[float], score: Callable[[float], Score], extend: bool
         score: trains with a rate; called once for each.
         extend: add rates beyond the edge that the best one lies on, :data:`MOST_ADDED` at most.
 
-    >>> chosen = choose([0.1, 0.3, 1.0], lambda lr: Score(lr, (1 / lr,), (1.0,)), extend=True)
+    >>> chosen = choose([0.1, 0.2, 0.5], lambda lr: Score(lr, (1 / lr,), (1.0,)), extend=True)
     >>> chosen.lr, chosen.edge
-    (0.003, True)
+    (0.01, True)
     """
     if len(rates) == 1:
         return Choice(rates[0], ())
@@ -82,16 +85,14 @@ def choose(rates: Sequence[float], score: Callable[[float], Score], extend: bool
 
 
 def beyond(rate: float, *, up: bool) -> float:
-    """The next half decade: 0.1, 0.3, 1, 3, ..
+    """The neighbour in 0.1, 0.2, 0.5, 1, 2, ..
 
-    >>> beyond(0.3, up=True), beyond(0.3, up=False), beyond(1.0, up=False)
-    (1.0, 0.1, 0.3)
+    >>> beyond(0.5, up=True), beyond(0.5, up=False), beyond(1.0, up=False)
+    (1.0, 0.2, 0.5)
     """
-    text = f"{rate:.0e}"
-    digit, exponent = int(text[0]), int(text[2:])
-    if up:
-        return float(f"3e{exponent}" if digit == 1 else f"1e{exponent + 1}")
-    return float(f"1e{exponent}" if digit == 3 else f"3e{exponent - 1}")
+    digit, exponent = f"{rate:.0e}".split("e")
+    other, carry = (_UP if up else _DOWN)[digit]
+    return float(f"{other}e{int(exponent) + carry}")
 
 
 def _best(scores: Sequence[Score]) -> Score:
