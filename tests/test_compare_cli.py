@@ -107,6 +107,15 @@ def test_out_holds_a_comparison(capsys: pytest.CaptureFixture[str], tmp_path: Pa
     assert (tmp_path / "compare.json").read_text() == "{}"
 
 
+@pytest.mark.parametrize("name", ["compare.md", "compare.png"])
+def test_out_holds_a_file_that_would_be_replaced(
+    name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text("precious")
+    assert f"holds a {name} already" in refused(["compare", "--out", str(tmp_path)], capsys)
+    assert (tmp_path / name).read_text() == "precious"
+
+
 @pytest.mark.parametrize(
     "line",
     [

@@ -12,13 +12,15 @@ without torch.
 
 - ``options``: those of the comparison; ``versions``; ``machine``: what its times depend on;
 - ``began_unix_seconds``: when it was started;
-- ``data``: ``train``, ``validation`` and ``test`` samples, ``classes``, ``sha256`` of all values;
+- ``data``: ``train`` (``validation`` of them held out in tuning) and ``test`` samples,
+  ``classes``, ``sha256`` of all values;
 - ``steps_per_epoch`` on the full training set, ``total_steps`` of a run;
 - ``target``: ``accuracy`` and ``source``, how it came about;
 - ``methods``: one object per method, in the order of the table: ``name``, ``title``, ``options``
   (of ``backmatch train``), ``lr`` (the chosen rate), ``edge`` (whether it is the smallest or
   largest that was tried), ``tuning`` (per rate ``lr``, ``accuracy`` of every tuning seed on the
-  held-out samples, 0 where it diverged, and their mean), ``tuning_runs`` and ``summary``;
+  held-out samples, 0 where it diverged, their ``mean`` and how many ``diverged``),
+  ``tuning_runs`` and ``summary``;
 - ``summary``: ``accuracy`` (per reported epoch), ``best``, ``target_steps``, ``target_seconds``
   and ``step_ms``, each with ``mean``, ``sd`` (n - 1) and ``seeds`` (one value per seed, ``null``
   where there is none), ``reached`` (seeds that reached the target), ``diverged`` and

@@ -50,6 +50,9 @@ def check_new(path: Path) -> None:
             f"{where}: holds a comparison already; continue it with --resume {path}, "
             "or choose another folder"
         )
+    for name in (TABLE, FIGURE):
+        if (path / name).exists():
+            raise UsageError(f"{where}: holds a {name} already; choose another folder")
 
 
 def saved_head(path: Path) -> dict[str, Any]:
@@ -134,8 +137,6 @@ class CompareFolder:
         folder = cls(path, "--out")
         try:
             check_new(path)  # again, now that the lock is held
-            for name in (TABLE, FIGURE):
-                (path / name).unlink(missing_ok=True)
             os.ftruncate(folder._file, 0)
             folder._append({"kind": "comparison", **head})
             fsync_folder(path)

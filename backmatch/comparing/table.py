@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import datetime
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .summary import of
+
+#: Columns of the notes on a terminal.
+WIDTH = 100
 #: A cell without a number.
 _NONE = "-"
 
@@ -21,7 +26,7 @@ def terminal(result: Mapping[str, Any]) -> list[str]:
         )
         for cells in (columns, *rows)
     ]
-    return [*lines, "", *notes(result)]
+    return [*lines, "", *(textwrap.fill(note, WIDTH) for note in notes(result))]
 
 
 def markdown(result: Mapping[str, Any]) -> str:
@@ -125,7 +130,7 @@ def notes(result: Mapping[str, Any]) -> list[str]:
         if found["diverged"]:
             lines.append(
                 f"!: {row['name']} diverged with {found['diverged']} of {len(options['seeds'])} "
-                "seeds; its means leave them out"
+                f"seeds; its means leave them out ({_first_error(result, row['name'])})"
             )
         if found["unconverged_steps"]:
             lines.append(
@@ -133,6 +138,11 @@ def notes(result: Mapping[str, Any]) -> list[str]:
                 "stopped at its cap"
             )
     return lines
+
+
+def _first_error(result: Mapping[str, Any], name: str) -> str:
+    found = next(run for run in of(result["runs"], name) if run["error"] is not None)
+    return f"seed {found['seed']}: {found['error']}"
 
 
 def _tuning_note(result: Mapping[str, Any]) -> str:
