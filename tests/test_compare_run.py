@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import statistics
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -285,7 +284,6 @@ def test_a_signal_loses_the_run_in_progress_alone(
             os.kill(os.getpid(), number)
         original(*arguments)
 
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setattr(trial, "_step", step)
     loud = [word for word in ARGUMENTS if word != "--quiet"]
     assert main([*loud, "--out", str(path)]) == code
@@ -313,7 +311,6 @@ def test_disk_full(
             raise OSError(errno.ENOSPC, "No space left on device")
         return original(descriptor, content)
 
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
     with monkeypatch.context() as patch:
         patch.setattr(os, "write", write)
         assert main([*ARGUMENTS, "--out", str(path)]) == 1

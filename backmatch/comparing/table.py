@@ -58,7 +58,8 @@ def title(result: Mapping[str, Any]) -> str:
         net += f" {','.join(map(str, options['hidden'])) or 'none'} {options['activation']}"
     return (
         f"{options['data']}, {net}, batch {options['batch_size']}, "
-        f"{options['epochs']} epochs of {result['steps_per_epoch']} steps"
+        f"{options['epochs']} epoch{'' if options['epochs'] == 1 else 's'} of "
+        f"{result['steps_per_epoch']} steps"
     )
 
 
