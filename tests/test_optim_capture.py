@@ -33,8 +33,9 @@ def test_hooks_come_off():
     with pytest.raises(ZeroDivisionError), ScaleAmendedSGD(net, lr=0.1):
         raise ZeroDivisionError
     assert hook_tables(net) == ([], [])
-    with pytest.raises(KeyboardInterrupt), LayerwiseAdaptiveSGD(net, lr=0.1) as inner:
-        backward(net, *batches(1)[0])
+    inner = LayerwiseAdaptiveSGD(net, lr=0.1)
+    backward(net, *batches(1)[0])
+    with pytest.raises(KeyboardInterrupt), inner:
         raise KeyboardInterrupt
     assert hook_tables(net) == ([], [])
     assert inner._watcher.found is None
@@ -73,6 +74,67 @@ def test_a_step_without_a_new_pass_is_refused():
         with pytest.raises(RuntimeError, match="since the last step"):
             optimizer.step()
         assert equal(values(net), before)
+
+
+def test_an_interrupt_in_a_forward_pass():
+    """Torch tells no hook of it; the next pass is caught all the same."""
+
+    class Stop(nn.Module):
+        stop = True
+
+        def __init__(self):
+            super().__init__()
+            self.act = nn.Tanh()
+
+        def forward(self, z):
+            if self.stop:
+                raise KeyboardInterrupt
+            return self.act(z)
+
+    net = model()
+    net.insert(1, Stop())
+    with ScaleAmendedSGD(net, lr=0.1) as optimizer:
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                net(batches(1)[0][0])
+        Stop.stop = False
+        train(net, optimizer, batches(2))
+        assert optimizer.scales["0"].factor > 0
+
+
+def test_opened_again():
+    net, data = model(), batches(2)
+    optimizer = ScaleAmendedSGD(net, lr=0.1)
+    optimizer.close()
+    with optimizer, optimizer:
+        train(net, optimizer, data)
+    assert hook_tables(net) == ([], [])
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's own while it compiles
+@pytest.mark.slow
+def test_a_compiled_model():
+    net, twin, data = model(), model(), batches(2)
+    with ScaleAmendedSGD(bm.partition(twin), lr=0.1, kind="rayleigh") as optimizer:
+        train(twin, optimizer, data)
+    compiled = torch.compile(net, backend="eager")
+    with ScaleAmendedSGD(bm.partition(compiled), lr=0.1, kind="rayleigh") as optimizer:
+        train(compiled, optimizer, data)
+    for p, q in zip(net.parameters(), twin.parameters(), strict=True):
+        assert torch.allclose(p, q, rtol=1e-10)
+
+
+@pytest.mark.filterwarnings("ignore")  # torch.jit is deprecated
+def test_tracing_and_functional_transforms_are_no_passes():
+    net = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 2)).double()
+    x = batches(1)[0][0]
+    with ScaleAmendedSGD(net, lr=0.1, kind="rayleigh") as optimizer:
+        plain = net(x)
+        assert torch.equal(torch.jit.trace(net, x)(x), plain)
+        assert torch.allclose(torch.func.vmap(net)(x), plain)
+        assert torch.func.jacrev(net)(x).shape == (6, 2, 6, 5)
+        with pytest.raises(RuntimeError, match="needs a forward pass"):
+            optimizer.step()
 
 
 def other_passes(net, x):

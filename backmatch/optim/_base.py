@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from .. import checks
-from ..model import chain, refuse_shared
+from ..errors import NonFiniteError
+from ..model import chain
 from ..solvers import KINDS
 from . import groups
 from .divisors import BlockScale, averaged, factors, normalising
@@ -104,10 +105,11 @@ class BlockScaledSGD(torch.optim.Optimizer):
         weakref.finalize(self, self._watcher.close)
 
     def close(self) -> None:
-        """Take the hooks off the forward passes; :meth:`step` then needs scales that it has."""
+        """Take the hooks off the forward passes; a ``with`` puts them in place again."""
         self._watcher.close()
 
     def __enter__(self: Self) -> Self:
+        self._watcher.open()
         return self
 
     def __exit__(
@@ -245,7 +247,6 @@ class BlockScaledSGD(torch.optim.Optimizer):
         if not keys:
             return self._scalars, True
         run: Pass = self._watcher.found
-        refuse_shared({n: dict(b.named_parameters()) for n, b in self._blocks.items()})
         fresh = measure(self._blocks, run, needs, self._options.rule, self._steps)
         return averaged(self._scalars, fresh, self._options.average), True
 
@@ -255,8 +256,7 @@ class BlockScaledSGD(torch.optim.Optimizer):
             return f"this {name} is closed: it sees no forward pass to take its scales from"
         return (
             f"{name}.step() needs a forward pass of the model and loss.backward() since the last "
-            "step: none was seen through all its blocks (a torch.compile'd model hides its parts: "
-            "pass and call the model itself)"
+            "step: none was seen that ended in the output of the top block"
         )
 
     def _found_factors(
@@ -269,7 +269,13 @@ class BlockScaledSGD(torch.optim.Optimizer):
         sizes = self._gradient_sizes(moving)
         damping = self._options.damping
         found = factors(scalars, sorted(owned), top, damping, names, chained=self._chained)
-        return normalising(sizes, found) if self._options.normalize else found
+        found = normalising(sizes, found) if self._options.normalize else found
+        for part in moving:
+            for p in part:
+                b = self._owners[id(p)]
+                if not sizes[b] * found[b] <= torch.finfo(p.dtype).max:
+                    raise NonFiniteError("divided gradient", 1, 1, block=names[b])
+        return found
 
     def _gradient_sizes(self, moving: list[list[Tensor]]) -> dict[int, float]:
         """Norm of every block's gradient; refuses NaN and Inf on the way."""
@@ -277,14 +283,14 @@ class BlockScaledSGD(torch.optim.Optimizer):
         grads = [p.grad for p in parameters if p.grad is not None]
         if not grads:
             return {}
-        norms = torch.stack([n.double() for n in torch._foreach_norm(grads)]).tolist()
+        # In float64: squares of a vanishing float32 gradient are not 0 there.
+        norms = torch.stack(list(torch._foreach_norm(grads, 2, torch.float64))).tolist()
         squares: dict[int, float] = {}
         names = list(self._blocks)
         for p, grad, norm in zip(parameters, grads, norms, strict=True):
             b = self._owners[id(p)]
             if not norm < float("inf"):
                 checks.finite(f"grad of shape {tuple(p.shape)}", grad, block=names[b])
-                norm = float(torch.linalg.vector_norm(grad.double()))
             squares[b] = squares.get(b, 0.0) + norm * norm
         return {b: square**0.5 for b, square in squares.items()}
 

@@ -13,7 +13,7 @@ with or without gradients, in whatever mode) disturbs nothing, and its record di
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -105,6 +105,7 @@ class Watcher:
     def watch(self, blocks: Sequence[nn.Module]) -> None:
         """Take these blocks as the chain."""
         self._blocks = list(blocks)
+        self._copies = [may_write(block) for block in blocks]
         self._order: list[nn.Module] = []
         self._starts: dict[int, int] = {}
         for b, block in enumerate(blocks):
@@ -119,7 +120,8 @@ class Watcher:
         """Let go of the pass found; catch the next one if ``wanted``, or if parameters are
         frozen or unfrozen before it."""
         self.found, self.wanted = None, wanted
-        self._trained = self._trains()
+        if not wanted:
+            self._trained = self._trains()
 
     def _trains(self) -> list[bool]:
         return [p.requires_grad for block in self._blocks for p in block.parameters()]
@@ -147,7 +149,7 @@ class Watcher:
 
     def _enter(self, module: nn.Module, args: tuple[object, ...]) -> None:
         places = self._places.get(id(module))
-        if places is None or self._inside is not None or _recomputing():
+        if places is None or self._is_part(module) or _is_no_pass():
             return
         self._inside = module
         if self._at + 1 in places:
@@ -165,12 +167,20 @@ class Watcher:
             self._running = Pass()
         self._catch(self._running, block, args)
 
+    def _is_part(self, module: nn.Module) -> bool:
+        """Whether this call is one within the place that runs, not a place of its own.
+
+        An interrupt leaves a place without notice: then calls of others show that it is over.
+        """
+        inside = self._inside
+        return inside is not None and any(part is module for part in _below(inside))
+
     def _catch(self, run: Pass, block: int, args: tuple[object, ...]) -> None:
         if len(args) != 1 or not isinstance(args[0], Tensor):
             run.trouble = f"block {block} was not called with one tensor"
             return
         z, module = args[0], self._blocks[block]
-        kept = z.detach().clone() if may_write(module) else z.detach()
+        kept = z.detach().clone() if self._copies[block] else z.detach()
         training = [part.training for part in module.modules()]
         replay = Replay.before(module, z.device)
         autocast = torch.is_autocast_enabled(z.device.type)
@@ -211,6 +221,13 @@ def _on_gradient(tensor: Tensor, look: Callable[[Tensor], None]) -> None:
     tensor.register_hook(look)  # type: ignore[no-untyped-call]
 
 
+def _below(module: nn.Module) -> Iterator[nn.Module]:
+    for child in module._modules.values():
+        if child is not None:
+            yield child
+            yield from _below(child)
+
+
 def called(block: nn.Module) -> list[nn.Module]:
     """The modules that get called when a block runs, plain Sequentials taken apart.
 
@@ -234,6 +251,14 @@ def may_write(block: nn.Module) -> bool:
     )
 
 
-def _recomputing() -> bool:
-    """Whether a backward pass is under way: checkpointing runs modules again there."""
-    return bool(torch._C._current_graph_task_id() != -1)
+def _is_no_pass() -> bool:
+    """Whether this is no forward pass of a training loop.
+
+    Checkpointing runs modules again in the backward pass; torch.func and torch.jit run them on
+    tensors that stand for others.
+    """
+    return bool(
+        torch._C._current_graph_task_id() != -1
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch._C._get_tracing_state() is not None
+    )

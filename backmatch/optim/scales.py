@@ -69,10 +69,16 @@ class Needs:
 Scalars = dict[tuple[str, int], float]
 
 
+@full_precision()
+@torch.no_grad()
 def measure(
     blocks: Mapping[str, nn.Module], run: Pass, needs: Needs, rule: Rule, seed: int
 ) -> Scalars:
     """The scalars that a step needs; leaves RNG, buffers, modes and grads as they are.
+
+    Args:
+        needs: at least one block.
+        seed: of probes, where there are any.
 
     Raises:
         NonFiniteError: a scalar is NaN or Inf; names the block and the side.
@@ -81,21 +87,18 @@ def measure(
     names = list(blocks)
     found: dict[tuple[str, int], Tensor] = {}
     gaps: dict[int, Tensor] = {}
-    for b in needs.blocks:
-        entry = _entry(run, b, names[b])
-        random = RandomState.now(entry.z.device)
-        try:
-            with _as_then(blocks[names[b]], entry), full_precision(), torch.no_grad():
+    entries = {b: _entry(run, b, names[b]) for b in needs.blocks}
+    random = RandomState.now(entries[needs.blocks[0]].z.device)
+    try:
+        for b, entry in entries.items():
+            with _located(blocks[names[b]], entry, names[b]):
                 block = adapt(names[b], blocks[names[b]])
                 at, gap = _linearised(block, entry, _handed_on(run, b), b in needs.inputs)
                 found |= _scalars(at, run, b, needs, rule, seed)
-        except torch.linalg.LinAlgError:
-            # An eigenvalue solver's word for NaN or Inf.
-            _refuse_non_finite(blocks[names[b]], entry, names[b])
-        finally:
-            random.restore()
-        if gap is not None:
-            gaps[b] = gap
+            if gap is not None:
+                gaps[b] = gap
+    finally:
+        random.restore()
     return _settled(found, gaps, names)
 
 
@@ -133,6 +136,16 @@ def _settled(
         if not gap <= 1:
             raise RuntimeError(_broken(names, b))
     return scalars
+
+
+@contextmanager
+def _located(module: nn.Module, entry: Entry, name: str) -> Iterator[None]:
+    """Modes and buffers as in the pass; NaN and Inf named where an eigenvalue solver stops."""
+    try:
+        with _as_then(module, entry):
+            yield
+    except torch._C._LinAlgError:  # type: ignore[attr-defined]
+        _refuse_non_finite(module, entry, name)
 
 
 def _refuse_non_finite(module: nn.Module, entry: Entry, name: str) -> None:
@@ -233,19 +246,22 @@ def _as_then(module: nn.Module, entry: Entry) -> Iterator[None]:
     parts = list(module.modules())
     modes = [part.training for part in parts]
     tables = [(part._buffers, dict(part._buffers)) for part in parts if part._buffers]
-    copies = {
-        id(now): entry.replay.buffers[name].clone()
-        for name, now in module.named_buffers()
-        if name in entry.replay.buffers
-    }
+    copies = {}
+    if tables:
+        then = entry.replay.buffers
+        copies = {id(b): then[name].clone() for name, b in module.named_buffers() if name in then}
     try:
-        for part, mode in zip(parts, entry.training, strict=True):
-            part.training = mode
+        _set_modes(parts, modes, entry.training)
         for table, now in tables:
             table.update({key: copies.get(id(b), b) for key, b in now.items()})
         yield
     finally:
-        for part, mode in zip(parts, modes, strict=True):
-            part.training = mode
+        _set_modes(parts, entry.training, modes)
         for table, now in tables:
             table.update(now)
+
+
+def _set_modes(parts: list[nn.Module], before: list[bool], after: list[bool]) -> None:
+    if before != after:
+        for part, mode in zip(parts, after, strict=True):
+            part.training = mode

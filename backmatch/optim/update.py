@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,12 +23,22 @@ def update(
     """
     lr, momentum, decay = float(group["lr"]), group["momentum"], group["weight_decay"]
     grads = [p.grad for p in parameters if p.grad is not None]
-    d = list(torch._foreach_mul(grads, list(factors)))
+    d = _multiplied(grads, factors)
     if decay != 0:
         torch._foreach_add_(d, parameters, alpha=decay)
     if momentum != 0:
         d = _with_momentum(d, parameters, momentum, group["nesterov"], state)
     torch._foreach_add_(parameters, d, alpha=-lr)
+
+
+def _multiplied(grads: list[Tensor], factors: Sequence[float]) -> list[Tensor]:
+    """factor * grad, also where the factor alone is no float32 (deep chains of small scales)."""
+    if all(f == 0 or 1e-37 < f < 1e37 for f in factors):
+        return list(torch._foreach_mul(grads, list(factors)))
+    halves = [math.sqrt(f) for f in factors]
+    d = list(torch._foreach_mul(grads, halves))
+    torch._foreach_mul_(d, halves)
+    return d
 
 
 def _with_momentum(

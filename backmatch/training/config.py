@@ -175,7 +175,7 @@ def _fill_scales(values: dict[str, Any], given: Mapping[str, Any]) -> bool:
         ("blocks", "activation"),
         ("scale_kind", "trace"),
         ("scale_damping", 0.0),
-        ("scale_every", 1),
+        ("scale_every", 10),
         ("scale_average", 0.0),
         ("normalize", True),
     ):

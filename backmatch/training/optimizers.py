@@ -24,7 +24,7 @@ def _scaled(kind: type[ScaleAmendedSGD] | type[LayerwiseAdaptiveSGD]) -> Factory
             kind=config.scale_kind or "trace",
             damping=config.scale_damping or 0.0,
             normalize=config.normalize is not False,
-            every=config.scale_every or 1,
+            every=config.scale_every or 10,
             average=config.scale_average or 0.0,
         )
 

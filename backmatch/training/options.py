@@ -102,7 +102,13 @@ SCALE_OPTIONS: tuple[Option, ...] = (
         "X",
         number(0, included=True),
     ),
-    Option("scale_every", _OPTIMIZER, "steps per measurement; default 1", "K", integer(1)),
+    Option(
+        "scale_every",
+        _OPTIMIZER,
+        "steps per measurement of the scalars; default 10",
+        "K",
+        integer(1),
+    ),
     Option(
         "scale_average",
         _OPTIMIZER,
