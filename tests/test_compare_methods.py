@@ -127,6 +127,7 @@ def test_foof_is_foof(activation: str) -> None:
         ("exact-weights", "cholesky", "gradient"),
         ("exact-inputs", "gradient", "cholesky"),
         ("scalar", "scalar", "scalar"),
+        ("exact-undamped", "cholesky", "cholesky"),
         ("layer-inverse", "cholesky", "layer_inverse"),
     ],
 )
@@ -138,6 +139,8 @@ def test_the_sides_are_solved_as_named(name: str, weights: str, inputs: str) -> 
     report = create_matcher(of.model, of.config).backward(x, lambda out: cross_entropy(out, y))
     assert {block.weight.solver for block in report.blocks if block.weight} == {weights}
     assert {block.input.solver for block in report.blocks if block.input} == {inputs}
+    undamped = all(block.weight.damping == 0 for block in report.blocks if block.weight)
+    assert undamped == (name in ("exact-undamped", "scalar"))
 
 
 def test_all_methods_begin_with_the_same_weights_and_see_the_same_batches() -> None:

@@ -30,6 +30,7 @@ _BESIDE = {
     "exact-weights": "#009E73",
     "exact-inputs": "#CC79A7",
     "layer-inverse": "#6B7A00",
+    "exact-undamped": "#A50026",
 }
 #: From few to many steps of conjugate gradient: one hue, darker and darker.
 _CG = ("#A6CEE8", "#6FB1DC", "#3A8FC8", "#0F6BA8", "#084F80", "#05365A")

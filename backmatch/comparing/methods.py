@@ -81,6 +81,12 @@ _NAMED = (
     Method("exact-weights", "exact weights, inputs by gradient", {"inputs": "gradient"}, (-3, 0)),
     Method("exact-inputs", "exact inputs, weights by gradient", {"weights": "gradient"}, (-3, 0)),
     Method(
+        "exact-undamped",
+        "exact, weights of minimum norm: where the method fails on minibatches",
+        {"weight_damping": 0.0},
+        _AROUND_ONE,
+    ),
+    Method(
         "layer-inverse",
         "exact weights, inputs by inverted layers",
         {"inputs": "layer-inverse"},
@@ -90,7 +96,8 @@ _NAMED = (
 )
 NAMED: dict[str, Method] = {method.name: method for method in _NAMED}
 
-#: In the order of the table; layer-inverse joins where the net can be inverted.
+#: In the order of the table. exact-undamped is slow and must be asked for; layer-inverse joins
+#: where the net can be inverted.
 DEFAULT = (
     "bp-sgd",
     "bp-momentum",

@@ -160,7 +160,7 @@ def _machine_note(result: Mapping[str, Any]) -> str:
     machine, versions = result["machine"], result["versions"]
     began = datetime.datetime.fromtimestamp(result["began_unix_seconds"], datetime.timezone.utc)
     place = (
-        machine["gpu"] if "gpu" in machine else f"{machine['cpu']}, {machine['threads']} threads"
+        machine["gpu"] if "gpu" in machine else f"{machine['cpu']}, threads: {machine['threads']}"
     )
     return (
         f"{began.date().isoformat()}, {place}, {result['options']['dtype']}, "
