@@ -3,7 +3,7 @@
 :mod:`methods` names what can be compared, :mod:`options` reads the flags, :mod:`tuning` chooses a
 learning rate per method on samples held out of the training set, :mod:`trial` trains one net and
 :mod:`schedule` all of them in turn, :mod:`folder` keeps what is done, :mod:`summary` computes the
-table that :mod:`table` shows and :mod:`figure` draws.
+table that :mod:`table` shows and :mod:`figure` (with :mod:`continuum`) draws.
 
 Nothing is imported here, so that the command line can read :mod:`backmatch.comparing.options`
 without torch.

@@ -4,28 +4,27 @@ from __future__ import annotations
 
 import io
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, StrMethodFormatter
+from matplotlib.ticker import StrMethodFormatter
 
-from . import summary
+from . import continuum, summary
+from .axes import BLACK, GREY, ORANGE, accuracy_axis, least_error
 from .methods import find
-from .table import row_of, title
+from .table import title
 
-# Okabe and Ito's palette: told apart with every common colour vision; markers differ as well.
-_BLACK, _GREY = "#000000", "#6E6E6E"
-_BLUE, _VERMILION, _ORANGE = "#0072B2", "#D55E00", "#E69F00"
+_VERMILION = "#D55E00"
 #: Beside the continuum; a method has its colour in every figure.
 _BESIDE = {
     "bp-momentum": "#9A9A9A",
-    "bp-adam": _GREY,
+    "bp-adam": GREY,
     "layerwise-adaptive": "#B39DDB",
     "scale-amended": "#6A51A3",
-    "scalar": _ORANGE,
+    "scalar": ORANGE,
     "foof": "#8C510A",
     "exact-weights": "#009E73",
     "exact-inputs": "#CC79A7",
@@ -35,8 +34,6 @@ _BESIDE = {
 #: From few to many steps of conjugate gradient: one hue, darker and darker.
 _CG = ("#A6CEE8", "#6FB1DC", "#3A8FC8", "#0F6BA8", "#084F80", "#05365A")
 _DASHES = {"bp-momentum": ":", "bp-adam": "-."}
-#: Errors in % that the axis of accuracy names.
-_ERRORS = (90, 50, 40, 30, 20, 15, 10, 7, 5, 4, 3, 2, 1, 0.5, 0.2, 0.1)
 _RC: Any = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -69,7 +66,7 @@ def draw(result: Mapping[str, Any]) -> bytes:
         _draw_curves(by_step, result, curves, styles, seconds=False)
         _draw_curves(by_second, result, curves, styles, seconds=True)
         _draw_legend(rows[0], result, curves, styles)
-        _draw_continuum(accuracy, cost, result, styles)
+        continuum.draw(accuracy, cost, result)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
@@ -110,7 +107,7 @@ def _styles(result: Mapping[str, Any]) -> dict[str, Style]:
         if name == "exact":
             color, width = _VERMILION, 2.6
         elif name == "bp-sgd":
-            color, width = _BLACK, 2.2
+            color, width = BLACK, 2.2
         elif name in steps:
             place = (steps.index(name) + 1) / (len(steps) + 1)
             color = _CG[round(place * (len(_CG) - 1))]
@@ -130,7 +127,7 @@ def _draw_curves(
     *,
     seconds: bool,
 ) -> None:
-    least = _least_error(result)
+    least = least_error(result)
     for name, found in curves.items():
         at = found["seconds"] if seconds else found["steps"]
         # A logarithmic axis has no place for the start.
@@ -145,7 +142,7 @@ def _draw_curves(
             band = (errors["low"], errors["high"])
             axes.fill_between(at[from_:], *band, color=style["color"], alpha=0.13, linewidth=0)
     goal = 100 * (1 - result["target"]["accuracy"])
-    axes.axhline(max(goal, 100 * least), color=_GREY, linewidth=0.8, linestyle=(0, (1, 2)))
+    axes.axhline(max(goal, 100 * least), color=GREY, linewidth=0.8, linestyle=(0, (1, 2)))
     axes.text(
         0.995,
         max(goal, 100 * least),
@@ -153,10 +150,10 @@ def _draw_curves(
         transform=axes.get_yaxis_transform(),
         ha="right",
         va="bottom",
-        color=_GREY,
+        color=GREY,
         fontsize=8,
     )
-    _accuracy_axis(axes, result, least)
+    accuracy_axis(axes, result, least)
     if seconds:
         axes.set_xscale("log")
         axes.set_xlim(left=_first_second(axes, curves))
@@ -178,31 +175,6 @@ def _first_second(axes: Any, curves: Mapping[str, Mapping[str, list[float]]]) ->
         if at > 0 and 100 * (1 - mean) < axes.get_ylim()[0]
     ]
     return 0.8 * min(entered) if entered else None
-
-
-def _least_error(result: Mapping[str, Any]) -> float:
-    """Half a test sample: where no error at all is drawn."""
-    return 0.5 / int(result["data"]["test"])
-
-
-def _accuracy_axis(
-    axes: Any, result: Mapping[str, Any], least: float, most_ticks: int = 20
-) -> None:
-    final = [run for run in result["runs"] if run["kind"] == "final" and run["accuracy"]]
-    best = max((max(run["accuracy"]) for run in final), default=0.9)
-    bottom = 100 * max(1 - best, least) * 0.8
-    top = 65.0 if any(run["accuracy"][-1] > 0.4 for run in final) else 100.0
-    axes.set_yscale("log")
-    axes.set_ylim(top, bottom)
-    ticks: list[float] = []
-    for error in _ERRORS:  # the distance of neighbours is a ratio on this axis
-        apart = not ticks or ticks[-1] / error > (top / bottom) ** (1 / most_ticks)
-        if apart and bottom <= error <= top:
-            ticks.append(error)
-    axes.yaxis.set_major_locator(FixedLocator(ticks))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(lambda error, _: f"{100 - error:g}")
-    axes.grid(color="#E3E3E3", linewidth=0.6)
 
 
 def _draw_legend(
@@ -228,112 +200,3 @@ def _draw_legend(
         title_fontsize=8.5,
         labelspacing=0.55,
     )
-
-
-def _draw_continuum(
-    accuracy: Any, cost: Any, result: Mapping[str, Any], styles: Mapping[str, Style]
-) -> None:
-    names = [row["name"] for row in result["methods"]]
-    on = sorted(
-        (name for name in names if find(name).place is not None),
-        key=lambda name: find(name).place or 0,
-    )
-    beside = [name for name in names if name not in on]
-    at = {name: float(place) for place, name in enumerate(on)}
-    at |= {name: len(on) + 0.4 + place for place, name in enumerate(beside)}
-    least = _least_error(result)
-    epochs = [str(epoch) for epoch in result["options"]["report_epochs"]]
-    looks = {epochs[0]: (_ORANGE, "o"), epochs[-1]: (_BLUE, "s")}
-    for epoch, (color, marker) in looks.items():
-        spreads = {n: row_of(result, n)["summary"]["accuracy"][epoch] for n in at}
-        _draw_errors(accuracy, at, on, spreads, least, (color, marker, f"after epoch {epoch}"))
-    times = {n: row_of(result, n)["summary"]["step_ms"] for n in at}
-    _draw_cost(cost, at, on, times)
-    _accuracy_axis(accuracy, result, least, most_ticks=9)
-    accuracy.set_ylabel("test accuracy (%)")
-    accuracy.legend(frameon=False, fontsize=8.5, loc="upper left")
-    cost.set_ylabel("ms per step")
-    cost.set_xticks(list(at.values()), [_label(result, name) for name in at], fontsize=8)
-    cost.set_xlim(-0.5, max(at.values()) + 0.5)
-    for axes in (accuracy, cost):
-        if on and beside:
-            axes.axvline(len(on) - 0.3, color=_GREY, linewidth=0.8)
-    parts = {-0.5: "the continuum from back-propagation to exact", len(on) - 0.3: "beside it"}
-    for (left, text), shown in zip(parts.items(), (len(on) > 1, on and beside), strict=True):
-        if shown:
-            height = accuracy.get_xaxis_transform()
-            accuracy.text(left, 1.03, f" {text}", transform=height, fontsize=9)
-
-
-def _label(result: Mapping[str, Any], name: str) -> str:
-    row = row_of(result, name)
-    return f"{name.replace('-', '-' + chr(10), 1) if len(name) > 8 else name}\nlr {row['lr']:g}"
-
-
-def _draw_errors(
-    axes: Any,
-    at: Mapping[str, float],
-    on: Sequence[str],
-    spreads: Mapping[str, Mapping[str, Any]],
-    least: float,
-    look: tuple[str, str, str],
-) -> None:
-    color, marker, label = look
-    there = [name for name in at if spreads[name]["mean"] is not None]
-    middle = {name: max(1 - spreads[name]["mean"], least) for name in there}
-    # Half a sample is the end of the axis: a bar that would pass it ends there.
-    bars: list[list[float]] = [[], []]
-    for name in there:
-        error, deviation = 1 - spreads[name]["mean"], spreads[name]["sd"] or 0.0
-        bars[0].append(100 * (middle[name] - max(error - deviation, least)))
-        bars[1].append(100 * max(error + deviation - middle[name], 0.0))
-    axes.errorbar(
-        [at[name] for name in there],
-        [100 * middle[name] for name in there],
-        yerr=bars,
-        color=color,
-        marker=marker,
-        linestyle="",
-        markersize=5.5,
-        capsize=2.5,
-        elinewidth=1,
-        label=label,
-    )
-    row = [name for name in on if name in there]
-    axes.plot([at[n] for n in row], [100 * middle[n] for n in row], color=color, linewidth=1.4)
-
-
-def _draw_cost(
-    axes: Any,
-    at: Mapping[str, float],
-    on: Sequence[str],
-    times: Mapping[str, Mapping[str, Any]],
-) -> None:
-    there = [name for name in at if times[name]["mean"] is not None]
-    axes.plot(
-        [at[name] for name in there],
-        [times[name]["mean"] for name in there],
-        color=_GREY,
-        marker="D",
-        markersize=5,
-        linestyle="",
-    )
-    row = [name for name in on if name in there]
-    axes.plot([at[n] for n in row], [times[n]["mean"] for n in row], color=_GREY, linewidth=1.4)
-    for name in there:
-        mean = times[name]["mean"]
-        axes.annotate(
-            f"{mean:.3g}",
-            (at[name], mean),
-            xytext=(0, 6),
-            textcoords="offset points",
-            ha="center",
-            fontsize=8,
-            color=_BLACK,
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.8},
-        )
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.margins(y=0.25)
-    axes.grid(color="#E3E3E3", linewidth=0.6)
