@@ -21,7 +21,16 @@ SMALL = [
     *("--epochs", "3", "--device", "cpu", "--threads", "1", "--quiet"),
 ]
 RUNS = {
-    "scale-amended": ["--scale-every", "3", "--scale-average", "0.7", "--momentum", "0.5"],
+    "scale-amended": [
+        "--scale-every",
+        "3",
+        "--scale-estimate",
+        "hutchinson",
+        "--scale-average",
+        "0.7",
+        "--momentum",
+        "0.5",
+    ],
     "layerwise-adaptive": ["--scale-kind", "rayleigh", "--normalize", "off", "--lr", "0.1"],
 }
 
@@ -79,10 +88,13 @@ def test_defaults(name: str, tmp_path: Path) -> None:
     config = resolve({"method": "bp", "optimizer": name})
     assert (config.lr, config.momentum, config.blocks) == (0.1, 0.9, "activation")
     assert (config.scale_kind, config.scale_damping, config.scale_every) == ("trace", 0.0, 10)
+    assert (config.scale_estimate, config.scale_probes) == ("exact", None)
+    few = resolve({"method": "bp", "optimizer": name, "scale_estimate": "hutchinson"})
+    assert few.scale_probes == 8
     assert (config.scale_average, config.normalize) == (0.0, True)
     bare = resolve({"method": "bp", "optimizer": name, "normalize": False, "blocks": "layer"})
     assert (bare.lr, bare.momentum, bare.blocks, bare.normalize) == (1.0, 0.0, "layer", False)
-    for each in (config, bare):
+    for each in (config, bare, few):
         path = tmp_path / "config.json"
         path.write_text(to_json(each))
         assert resolve(read_config_file(path)) == each
@@ -101,6 +113,9 @@ def test_defaults(name: str, tmp_path: Path) -> None:
         ("--method bp --optimizer scale-amended --damping 1", "--damping has no effect"),
         ("--method bp --optimizer scale-amended --scale-damping rel:0.1", "a number >= 0"),
         ("--method bp --optimizer scale-amended --scale-average 1", "a number >= 0 and < 1"),
+        ("--method bp --optimizer scale-amended --scale-estimate power",
+         "--scale-estimate power needs --scale-kind spectral, got trace"),
+        ("--method bp --optimizer scale-amended --scale-probes 2", "--scale-probes has no effect"),
         ("--method bp --optimizer scale-amended --scale-every 0", "a whole number >= 1"),
         ("--method bp --optimizer scale-amended --normalize maybe", "expected on or off"),
         ("--method bp --optimizer scale-amended --scale-kind norm", "one of trace, spectral"),

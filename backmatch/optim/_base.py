@@ -4,63 +4,22 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from types import TracebackType
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from .. import checks
-from ..errors import NonFiniteError
 from ..model import chain
-from ..solvers import KINDS
-from . import groups
+from . import gradients, groups
 from .divisors import BlockScale, averaged, factors, normalising
+from .options import Options
 from .passes import Pass, Watcher
-from .scales import Needs, Rule, measure
+from .scales import Needs, measure
 from .update import update
 
 Self = TypeVar("Self", bound="BlockScaledSGD")
-
-#: Estimator -> the kind of scale that it estimates.
-ESTIMATES = {"exact": None, "hutchinson": "trace", "power": "spectral"}
-
-
-@dataclass(frozen=True)
-class Options:
-    """Options of the whole chain; see :class:`backmatch.optim.ScaleAmendedSGD`."""
-
-    kind: str
-    damping: float
-    normalize: bool
-    estimate: str
-    probes: int
-    every: int
-    average: float
-
-    def __post_init__(self) -> None:
-        checks.choice("kind", self.kind, KINDS)
-        checks.choice("estimate", self.estimate, tuple(ESTIMATES))
-        of = ESTIMATES[self.estimate]
-        if of is not None and self.kind != of:
-            raise ValueError(
-                f'estimate="{self.estimate}" needs kind="{of}", got kind="{self.kind}"; '
-                'use estimate="exact"'
-            )
-        object.__setattr__(self, "damping", checks.non_negative("damping", self.damping))
-        if not isinstance(self.normalize, bool):
-            raise TypeError(f"normalize must be a bool, got {type(self.normalize).__name__}")
-        checks.positive_int("probes", self.probes)
-        checks.positive_int("every", self.every)
-        average = checks.non_negative("average", self.average)
-        if not average < 1:
-            raise ValueError(f"average must be in [0, 1), got {self.average}")
-        object.__setattr__(self, "average", average)
-
-    @property
-    def rule(self) -> Rule:
-        return Rule(self.kind, self.estimate, self.probes)
 
 
 class BlockScaledSGD(torch.optim.Optimizer):
@@ -210,7 +169,7 @@ class BlockScaledSGD(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         moving = [[p for p in g["params"] if p.grad is not None] for g in self.param_groups]
-        self._refuse_sparse(moving)
+        gradients.refuse_sparse(moving)
         owned = {self._owners[id(p)] for part in moving for p in part}
         scalars, fresh = self._current_scalars(owned)
         found = self._found_factors(scalars, moving, owned)
@@ -220,16 +179,6 @@ class BlockScaledSGD(torch.optim.Optimizer):
                 update(group, part, each, self.state)
         self._finish(scalars, found, fresh)
         return loss
-
-    def _refuse_sparse(self, moving: list[list[Tensor]]) -> None:
-        for part in moving:
-            for p in part:
-                assert p.grad is not None
-                if p.grad.layout != torch.strided:
-                    raise TypeError(
-                        f"the grad of a parameter of shape {tuple(p.shape)} must be dense, got "
-                        f"{p.grad.layout}; make the embedding with sparse=False"
-                    )
 
     def _needs(self, owned: set[int]) -> Needs:
         lowest = min(owned, default=len(self._blocks))
@@ -265,34 +214,14 @@ class BlockScaledSGD(torch.optim.Optimizer):
         moving: list[list[Tensor]],
         owned: set[int],
     ) -> dict[int, float]:
-        names, top = list(self._blocks), len(self._blocks) - 1
-        sizes = self._gradient_sizes(moving)
-        damping = self._options.damping
-        found = factors(scalars, sorted(owned), top, damping, names, chained=self._chained)
+        names, damping = list(self._blocks), self._options.damping
+        sizes = gradients.sizes(moving, self._owners, names)
+        found = factors(
+            scalars, sorted(owned), len(names) - 1, damping, names, chained=self._chained
+        )
         found = normalising(sizes, found) if self._options.normalize else found
-        for part in moving:
-            for p in part:
-                b = self._owners[id(p)]
-                if not sizes[b] * found[b] <= torch.finfo(p.dtype).max:
-                    raise NonFiniteError("divided gradient", 1, 1, block=names[b])
+        gradients.refuse_overflow(moving, self._owners, names, sizes, found)
         return found
-
-    def _gradient_sizes(self, moving: list[list[Tensor]]) -> dict[int, float]:
-        """Norm of every block's gradient; refuses NaN and Inf on the way."""
-        parameters = [p for part in moving for p in part]
-        grads = [p.grad for p in parameters if p.grad is not None]
-        if not grads:
-            return {}
-        # In float64: squares of a vanishing float32 gradient are not 0 there.
-        norms = torch.stack(list(torch._foreach_norm(grads, 2, torch.float64))).tolist()
-        squares: dict[int, float] = {}
-        names = list(self._blocks)
-        for p, grad, norm in zip(parameters, grads, norms, strict=True):
-            b = self._owners[id(p)]
-            if not norm < float("inf"):
-                checks.finite(f"grad of shape {tuple(p.shape)}", grad, block=names[b])
-            squares[b] = squares.get(b, 0.0) + norm * norm
-        return {b: square**0.5 for b, square in squares.items()}
 
     def _finish(
         self, scalars: dict[tuple[str, int], float], found: dict[int, float], fresh: bool

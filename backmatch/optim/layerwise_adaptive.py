@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ._base import BlockScaledSGD, Options
+from ._base import BlockScaledSGD
+from .options import Options
 
 
 class LayerwiseAdaptiveSGD(BlockScaledSGD):

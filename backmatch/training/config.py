@@ -55,6 +55,8 @@ class TrainConfig:
     lr: float
     momentum: float | None
     scale_kind: str | None
+    scale_estimate: str | None
+    scale_probes: int | None
     scale_damping: float | None
     scale_every: int | None
     scale_average: float | None
@@ -174,16 +176,30 @@ def _fill_scales(values: dict[str, Any], given: Mapping[str, Any]) -> bool:
     for key, default in (
         ("blocks", "activation"),
         ("scale_kind", "trace"),
+        ("scale_estimate", "exact"),
         ("scale_damping", 0.0),
         ("scale_every", 10),
         ("scale_average", 0.0),
         ("normalize", True),
     ):
         values[key] = given.get(key, default)
+    _fill_estimate(values, given)
     usual = (0.1, 0.9) if values["normalize"] else (1.0, 0.0)  # off: the step of the sweep
     for key, default in zip(("lr", "momentum"), usual, strict=True):
         values[key] = given.get(key, default)
     return True
+
+
+def _fill_estimate(values: dict[str, Any], given: Mapping[str, Any]) -> None:
+    estimate, kind = values["scale_estimate"], values["scale_kind"]
+    if estimate == "exact":
+        if "scale_probes" in given:
+            raise ValueError("--scale-probes has no effect with --scale-estimate exact; drop it")
+        return
+    of = {"hutchinson": "trace", "power": "spectral"}[estimate]
+    if kind != of:
+        raise ValueError(f"--scale-estimate {estimate} needs --scale-kind {of}, got {kind}")
+    values["scale_probes"] = given.get("scale_probes", 8)
 
 
 def _fill_optimizer(values: dict[str, Any]) -> None:

@@ -22,6 +22,8 @@ def _scaled(kind: type[ScaleAmendedSGD] | type[LayerwiseAdaptiveSGD]) -> Factory
             lr=config.lr,
             momentum=config.momentum or 0.0,
             kind=config.scale_kind or "trace",
+            estimate=config.scale_estimate or "exact",
+            probes=config.scale_probes or 8,
             damping=config.scale_damping or 0.0,
             normalize=config.normalize is not False,
             every=config.scale_every or 10,

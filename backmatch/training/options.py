@@ -96,6 +96,20 @@ SCALE_OPTIONS: tuple[Option, ...] = (
         **_choices(("trace", "spectral", "rayleigh")),
     ),
     Option(
+        "scale_estimate",
+        _OPTIMIZER,
+        "exact, or estimated: traces by hutchinson, spectral scalars by the power iteration; "
+        "default exact",
+        **_choices(("exact", "hutchinson", "power")),
+    ),
+    Option(
+        "scale_probes",
+        _OPTIMIZER,
+        "probes of hutchinson, or steps of power; default 8",
+        "N",
+        integer(1),
+    ),
+    Option(
         "scale_damping",
         _OPTIMIZER,
         "added to every scalar; default 0",
