@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
+from torch.nn.modules import module as modules
 
 import backmatch as bm
 from backmatch.bench import peers
@@ -225,3 +226,27 @@ def test_the_held_out_samples_are_apart() -> None:
     assert counts.min() >= 4
     assert torch.equal(y[apart.x_test.flatten().long()], apart.y_test)
     assert torch.equal(trial.held_out(data).x_test, apart.x_test)
+
+
+@pytest.mark.parametrize("name", ["scale-amended", "layerwise-adaptive"])
+def test_hooks_of_an_optimizer_are_off_after_a_run(name: str) -> None:
+    config = settled(methods=name, epochs="1").config(name, 0.1, 0)
+    data = training.load_data(config)
+
+    def hooks() -> int:
+        return len(modules._global_forward_pre_hooks) + len(modules._global_forward_hooks)
+
+    def fail() -> None:
+        with trial.assembled(config, data):
+            counts.append(hooks())
+            raise ZeroDivisionError
+
+    counts = [hooks()]
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    counts.append(hooks())
+    assert counts[0] == counts[2] < counts[1]
+    row = trial.run(config, data, evaluate_at={8}, timed=True)
+    assert row["error"] is None
+    assert row["steps"] == [8]
+    assert hooks() == counts[0]
