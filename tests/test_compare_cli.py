@@ -165,7 +165,7 @@ def test_settled_options_survive_a_file() -> None:
 def test_defaults() -> None:
     settled = options.settle({})
     assert settled.seeds == [0, 1, 2, 3, 4]
-    assert len(settled.tuning_seeds) == 2
+    assert len(settled.tuning_seeds) == 3
     assert settled.report_epochs == [1, 5]
     assert settled.shared["hidden"] == [128, 128]
     assert "layer-inverse" not in settled.methods
@@ -187,11 +187,11 @@ def test_dry_run_lists_the_runs_and_writes_nothing(
     assert main(words.split()) == 0
     out = capsys.readouterr().out
     # 1638 of 2048 samples are left for tuning: 3 steps an epoch, 4 with all of them
-    assert "3 methods, 3 seeds: 12 to 18 tuning runs of 6 steps, 9 runs of 8 steps" in out
+    assert "3 methods, 3 seeds: 18 to 27 tuning runs of 6 steps, 9 runs of 8 steps" in out
     assert "held out for tuning: 410" in out
     rows = {line.split()[0]: line for line in out.splitlines()[1:] if line.strip()}
     assert "0.1, 0.2, 0.5, 1" in rows["bp-sgd"]
-    assert "8 to 14" in rows["bp-sgd"]
+    assert "12 to 21" in rows["bp-sgd"]
     assert "0.3, 1  " in rows["cg-2"]
     assert rows["exact"].split()[1:4] == ["1", "0", "3"]
     assert not list(tmp_path.iterdir())

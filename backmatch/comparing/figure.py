@@ -152,6 +152,7 @@ def _draw_curves(
         va="bottom",
         color=GREY,
         fontsize=8,
+        bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.8},
     )
     accuracy_axis(axes, result, least)
     if seconds:

@@ -47,10 +47,10 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "tuning_seeds",
         _COMPARISON,
-        f"how many seeds ({TUNING_SEED}, ..) a learning rate is judged by, or which; default 2",
+        f"how many seeds ({TUNING_SEED}, ..) a learning rate is judged by, or which; default 3",
         "N|SEED,..",
         readers.seeds(TUNING_SEED),
-        [TUNING_SEED, TUNING_SEED + 1],
+        [TUNING_SEED, TUNING_SEED + 1, TUNING_SEED + 2],
     ),
     Option(
         "rates",
