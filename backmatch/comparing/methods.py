@@ -56,15 +56,15 @@ _NAMED = (
     Method("bp-adam", "back-propagation, Adam", {**_BP, "optimizer": "adam"}, (-7, -4)),
     Method(
         "layerwise-adaptive",
-        "SGD, each layer's gradient over its own scalar",
-        {**_BP, "optimizer": "layerwise-adaptive"},
-        (-3, 0),
+        "momentum 0.9, gradients over a scalar of the own block, normalised",
+        {**_BP, "optimizer": "layerwise-adaptive", "momentum": 0.9, "normalize": True},
+        (-5, -2),
     ),
     Method(
         "scale-amended",
-        "SGD, each gradient over the scalars of its block and all above",
-        {**_BP, "optimizer": "scale-amended"},
-        (-3, 0),
+        "momentum 0.9, gradients over scalars of the block and all above, normalised",
+        {**_BP, "optimizer": "scale-amended", "momentum": 0.9, "normalize": True},
+        (-5, -2),
     ),
     Method(
         "scalar",
