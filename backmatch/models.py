@@ -14,7 +14,7 @@ torch.Size([2, 10])
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import nn
 
@@ -33,6 +33,17 @@ __all__ = [
     "vgg16_bn",
 ]
 
+#: Of :func:`mlp`, by the names of torch's functions.
+_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU,
+    "leaky_relu": nn.LeakyReLU,
+    "tanh": nn.Tanh,
+    "sigmoid": nn.Sigmoid,
+    "softplus": nn.Softplus,
+    "elu": nn.ELU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+}
 #: Convolutions per stage; every stage ends in a 2x2 max pool.
 _VGG = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3)}
 _VGG_CHANNELS = (64, 128, 256, 512, 512)
@@ -42,17 +53,23 @@ _MOMENTUM = 0.5
 
 
 def mlp(
-    shape: int | Sequence[int], hidden: Sequence[int] = (128, 128), classes: int = 10
+    shape: int | Sequence[int],
+    hidden: Sequence[int] = (128, 128),
+    classes: int = 10,
+    *,
+    activation: str = "relu",
 ) -> nn.Sequential:
-    """Linear layers with ReLU between them.
+    """Linear layers with an activation between them.
 
     Args:
         shape: features of a sample, or its shape; more than one dimension is flattened first.
         hidden: sizes of the hidden layers.
         classes: outputs.
+        activation: ``"relu"``, ``"leaky_relu"``, ``"tanh"``, ``"sigmoid"``, ``"softplus"``,
+            ``"elu"``, ``"gelu"`` or ``"silu"``, each as torch has it by default.
 
     Raises:
-        TypeError, ValueError: a size is no positive int.
+        TypeError, ValueError: a size is no positive int, or the activation is none of these.
 
     >>> mlp((1, 8, 8))
     Sequential(
@@ -66,9 +83,15 @@ def mlp(
     """
     sizes = (shape,) if isinstance(shape, int) else tuple(shape)
     width = math.prod(checks.positive_int("shape", size) for size in sizes)
+    if activation not in _ACTIVATIONS:
+        known = ", ".join(_ACTIVATIONS)
+        raise ValueError(f"activation must be one of {known}, got {activation!r}")
     layers: list[nn.Module] = [] if len(sizes) == 1 else [nn.Flatten()]
     for size in hidden:
-        layers += [nn.Linear(width, checks.positive_int("hidden", size)), nn.ReLU()]
+        layers += [
+            nn.Linear(width, checks.positive_int("hidden", size)),
+            _ACTIVATIONS[activation](),
+        ]
         width = size
     return nn.Sequential(*layers, nn.Linear(width, checks.positive_int("classes", classes)))
 

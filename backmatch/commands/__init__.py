@@ -5,7 +5,7 @@ Nothing here imports torch before the flags are checked.
 
 from __future__ import annotations
 
-from . import analyze, bench, doctor, plot, train
+from . import analyze, bench, compare, doctor, plot, train
 
 #: In the order of the help text.
-COMMANDS = (train, analyze, plot, bench, doctor)
+COMMANDS = (train, compare, analyze, plot, bench, doctor)

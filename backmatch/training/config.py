@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from .failures import UsageError, show
-from .options import BY_NAME, CIFAR, OPTIONS, SCALE_OPTIONS, SCALED_OPTIMIZERS
+from .options import BY_NAME, CIFAR, INVERTIBLE, OPTIONS, SCALE_OPTIONS, SCALED_OPTIMIZERS
 
 #: No config file is near this size; the limit stops a hostile one from being parsed.
 MAX_CONFIG_BYTES = 1 << 20
@@ -22,6 +22,7 @@ MATCHING_ONLY = (
     "blocks",
     "weights",
     "inputs",
+    "cg_steps",
     "weight_damping",
     "input_damping",
     "damping",
@@ -48,10 +49,12 @@ class TrainConfig:
     augment: str
     model: str
     hidden: list[int] | None
+    activation: str | None
     method: str
     blocks: str | None
     weights: str | None
     inputs: str | None
+    cg_steps: int | None
     weight_damping: float | str | None
     input_damping: float | str | None
     target_step: float | None
@@ -107,6 +110,7 @@ def resolve(*levels: Mapping[str, Any]) -> TrainConfig:
         _fill_matching(values, given)
     _fill_data(values, given)
     _fill_model(values, given)
+    _check_solvers(values)
     _fill_optimizer(values)
     _fill_decay(values)
     del values["damping"]
@@ -130,8 +134,31 @@ def _fill_data(values: dict[str, Any], given: Mapping[str, Any]) -> None:
 def _fill_model(values: dict[str, Any], given: Mapping[str, Any]) -> None:
     if values["model"] == "mlp":
         values["hidden"] = given.get("hidden", [128, 128])
-    elif "hidden" in given:
-        raise ValueError(f"--hidden has no effect with --model {values['model']}; drop it")
+        values["activation"] = given.get("activation", "relu")
+        return
+    for name in ("hidden", "activation"):
+        if name in given:
+            raise ValueError(f"--{name} has no effect with --model {values['model']}; drop it")
+
+
+def _check_solvers(values: Mapping[str, Any]) -> None:
+    sides = (values["weights"], values["inputs"])
+    if values["cg_steps"] is not None and "cg" not in sides:
+        raise ValueError("--cg-steps has no effect unless --weights or --inputs is cg; drop it")
+    if values["inputs"] != "layer-inverse":
+        return
+    if values["activation"] not in INVERTIBLE:
+        model = values["model"]
+        got = f"--activation {values['activation']}" if model == "mlp" else f"--model {model}"
+        raise ValueError(
+            "--inputs layer-inverse: expected --model mlp with --activation "
+            f"{', '.join(INVERTIBLE)}, got {got}"
+        )
+    if values["blocks"] == "layer":
+        raise ValueError(
+            "--inputs layer-inverse: expected every activation in one block with its Linear, "
+            "got --blocks layer; drop it"
+        )
 
 
 def _fill_matching(values: dict[str, Any], given: Mapping[str, Any]) -> None:

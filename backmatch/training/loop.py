@@ -164,7 +164,8 @@ class Trainer:
         }
 
     @torch.no_grad()
-    def _evaluate(self) -> dict[str, Any]:
+    def test(self) -> tuple[float, float]:
+        """Mean loss and accuracy on the test set; leaves the model in eval mode."""
         self.model.eval()
         loss, correct = 0.0, 0
         count = len(self.data.x_test)
@@ -176,6 +177,10 @@ class Trainer:
             output = self.model(x)
             loss += float(cross_entropy(output, y, reduction="sum"))
             correct += int((output.argmax(1) == y).sum())
+        return loss / count, correct / count
+
+    def _evaluate(self) -> dict[str, Any]:
+        loss, accuracy = self.test()
         epoch = self.position.step // self._per_epoch
         if not abs(loss) < float("inf"):
             failed = self._advice(NonFiniteError("test loss", 1, 1))
@@ -186,8 +191,8 @@ class Trainer:
             "epoch": epoch,
             "train_loss": self.position.loss_sum / self._per_epoch,
             "train_accuracy": self.position.correct / (self._per_epoch * self.config.batch_size),
-            "test_loss": loss / count,
-            "test_accuracy": correct / count,
+            "test_loss": loss,
+            "test_accuracy": accuracy,
         }
 
     def _advice(self, error: Exception) -> str:

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from ..errors import NonFiniteError
 from ..matching import BackMatching, SolverChoice
 from ..partitioning import partition
-from ..solvers import CG, Auto, Cholesky, Gradient, Relative, Scalar, Solver
+from ..solvers import CG, Auto, Cholesky, Gradient, LayerInverse, Relative, Scalar, Solver
 from ..sweep import Step
 from .config import TrainConfig
 
@@ -34,7 +34,13 @@ Choice = Callable[[str, Solver], SolverChoice]
 Method = Callable[[Tensor, Tensor], Result]
 
 
-_SOLVERS = {"auto": Auto, "cholesky": Cholesky, "cg": CG, "scalar": Scalar}
+_SOLVERS: dict[str, Callable[..., Any]] = {
+    "auto": Auto,
+    "cholesky": Cholesky,
+    "cg": CG,
+    "scalar": Scalar,
+    "layer-inverse": LayerInverse,
+}
 
 T = TypeVar("T")
 
@@ -69,8 +75,9 @@ def create_matcher(
 
 def solvers(config: TrainConfig) -> tuple[Any, Any]:
     """The solvers of the weight problems and of the input problems."""
-    weights = solver(settled(config.weights), config.weight_damping)
-    return weights, solver(settled(config.inputs), config.input_damping)
+    steps = config.cg_steps
+    weights = solver(settled(config.weights), config.weight_damping, steps)
+    return weights, solver(settled(config.inputs), config.input_damping, steps)
 
 
 def settled(value: T | None) -> T:
@@ -79,16 +86,23 @@ def settled(value: T | None) -> T:
     return value
 
 
-def solver(name: str, damping: float | str | None) -> Any:
+def solver(name: str, damping: float | str | None, cg_steps: int | None = None) -> Any:
     """The solver object of an option pair like ``auto`` and ``rel:0.1``.
+
+    Args:
+        cg_steps: exactly so many steps where the solver is ``cg``.
 
     >>> solver("cg", "rel:0.1").damping
     Relative(factor=0.1)
+    >>> solver("cg", 0.5, cg_steps=3)
+    CG(damping=0.5, rtol=0.0, max_steps=3, preconditioner=None)
     """
     if name == "gradient":
         return Gradient()
-    amount = settled(damping)
-    value = Relative(float(amount[4:])) if isinstance(amount, str) else amount
+    assert damping is not None
+    value = Relative(float(damping[4:])) if isinstance(damping, str) else damping
+    if name == "cg" and cg_steps is not None:
+        return CG(damping=value, rtol=0, max_steps=cg_steps)
     return _SOLVERS[name](damping=value)
 
 

@@ -53,7 +53,9 @@ IMAGE_MODELS: dict[str, Images] = {
 }
 
 
-def create(name: str, data: Dataset, hidden: Sequence[int] | None) -> nn.Sequential:
+def create(
+    name: str, data: Dataset, hidden: Sequence[int] | None, activation: str | None = None
+) -> nn.Sequential:
     """The network ``name`` for data in the shape that :func:`fitted` gives it.
 
     >>> import torch
@@ -63,7 +65,7 @@ def create(name: str, data: Dataset, hidden: Sequence[int] | None) -> nn.Sequent
     """
     shape = tuple(data.x_train.shape[1:])
     if name == "mlp":
-        return models.mlp(shape, hidden or [], data.classes)
+        return models.mlp(shape, hidden or [], data.classes, activation=activation or "relu")
     return IMAGE_MODELS[name].make(shape[0], data.classes)
 
 

@@ -27,6 +27,11 @@ MODELS = (
 )
 METHODS = ("backmatch", "bp")
 SOLVERS = ("auto", "cholesky", "cg", "scalar", "gradient")
+INPUT_SOLVERS = (*SOLVERS, "layer-inverse")
+#: Of the hidden layers of mlp; the names are those of torch's functions.
+ACTIVATIONS = ("relu", "leaky_relu", "tanh", "sigmoid", "softplus", "elu", "gelu", "silu")
+#: Activations that ``--inputs layer-inverse`` can invert.
+INVERTIBLE = ("leaky_relu", "tanh", "sigmoid", "softplus", "elu")
 #: Divide gradients by scalars of the local Hessians (:mod:`backmatch.optim`).
 SCALED_OPTIMIZERS = ("scale-amended", "layerwise-adaptive")
 OPTIMIZERS = ("sgd", "adam", "adamw", "rmsprop", *SCALED_OPTIMIZERS)
@@ -162,8 +167,8 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "model",
         _DATA,
-        "network; mlp (Linear + ReLU) takes any data, the others images: cnn (small, batch norm) "
-        "and resnet20 of 5x5 and more, vgg (bn: with batch norm) of 32x32; default mlp",
+        "network; mlp (Linear + activation) takes any data, the others images: cnn (small, batch "
+        "norm) and resnet20 of 5x5 and more, vgg (bn: with batch norm) of 32x32; default mlp",
         default="mlp",
         **_choices(MODELS),
     ),
@@ -173,6 +178,12 @@ OPTIONS: tuple[Option, ...] = (
         "sizes of the hidden layers of mlp, or none; default 128,128",
         "N,N,..",
         widths,
+    ),
+    Option(
+        "activation",
+        _DATA,
+        "activation of the hidden layers of mlp; default relu",
+        **_choices(ACTIVATIONS),
     ),
     Option(
         "method",
@@ -191,7 +202,20 @@ OPTIONS: tuple[Option, ...] = (
         **_choices(("activation", "layer")),
     ),
     Option("weights", _METHOD, "solver of the weight problems; default auto", **_choices(SOLVERS)),
-    Option("inputs", _METHOD, "solver of the input problems; default auto", **_choices(SOLVERS)),
+    Option(
+        "inputs",
+        _METHOD,
+        "solver of the input problems; layer-inverse inverts the activation, then the affine part "
+        f"(mlp with {', '.join(INVERTIBLE)}); default auto",
+        **_choices(INPUT_SOLVERS),
+    ),
+    Option(
+        "cg_steps",
+        _METHOD,
+        "exactly K steps of conjugate gradient where a solver is cg; default: to convergence",
+        "K",
+        integer(1, 2**31 - 1),
+    ),
     Option(
         "weight_damping",
         _METHOD,

@@ -62,10 +62,28 @@ def create_trainer(config: TrainConfig) -> Trainer:
     Raises:
         UsageError: the data is unusable, smaller than one batch, or none that the model takes.
     """
+    return assemble(config, load_data(config))
+
+
+def load_data(config: TrainConfig) -> data.Dataset:
+    """The run's data set on the CPU, in the shape that the model takes.
+
+    Raises:
+        UsageError: the data is unusable, or none that the model takes.
+    """
     dataset = data.load(config.data, getattr(torch, config.dtype), config.data_dir)
     dataset = models.fitted(config.model, config.data, dataset)
     if config.augment == "standard":
         _check_images(config, dataset)
+    return dataset
+
+
+def assemble(config: TrainConfig, dataset: data.Dataset) -> Trainer:
+    """Model, optimizer and method of a run at step 0 on data that is loaded already.
+
+    Raises:
+        UsageError: the data is smaller than one batch.
+    """
     samples = len(dataset.x_train)
     if samples < config.batch_size:
         raise UsageError(
@@ -92,7 +110,7 @@ def _check_images(config: TrainConfig, dataset: data.Dataset) -> None:
 
 def create_model(config: TrainConfig, dataset: data.Dataset) -> nn.Sequential:
     """The network for a data set, on the run's device and in its dtype."""
-    model = models.create(config.model, dataset, config.hidden)
+    model = models.create(config.model, dataset, config.hidden, config.activation)
     return model.to(torch.device(config.device), getattr(torch, config.dtype))
 
 
