@@ -1,10 +1,8 @@
-"""Convolutional nets: accuracy, whole steps and single problems, each beside its peer.
+"""Convolutional nets: whole steps and single problems, each beside its peer.
 
     python benchmarks/vision.py            # run, store results/vision.json, print the tables
     python benchmarks/vision.py --readme   # put stored tables into README.md, run nothing
 
-- Accuracy of the small conv net on the digits after 5 epochs: the defaults beside back-propagation
-  with rates chosen on held-out training samples (as in digits.py).
 - Whole steps: the exact step beside one back-propagation step of the same net, time and peak memory
   of tensors.
 - Weights of convolution + ReLU: our direct solve and CG beside the patch matrix, per-channel Gram
@@ -24,7 +22,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import digits
 import stored
 import torch
 import torch.nn.functional as nnf
@@ -38,13 +35,6 @@ from backmatch.training.peak_memory import PeakMemory
 
 RESULTS = stored.RESULTS / "vision.json"
 CPU = torch.device("cpu")
-SEEDS, EPOCHS = range(3), ("epoch_1", "epoch_5")
-BP = {"method": "bp", "model": "cnn"}
-METHODS = (
-    digits.Method("back-propagation, SGD, momentum 0.9", {**BP, "momentum": 0.9}, (0.03, 0.1, 0.3)),
-    digits.Method("back-propagation, Adam", {**BP, "optimizer": "adam"}, (0.001, 0.003, 0.01)),
-    digits.Method("**exact weights and inputs** (defaults)", {"model": "cnn"}),
-)
 #: name -> (net, input shape)
 STEPS: dict[str, tuple[Callable[[], nn.Sequential], tuple[int, ...]]] = {
     "cnn, 8x8, batch 128": (bm.models.cnn, (128, 1, 8, 8)),
@@ -70,20 +60,9 @@ def main() -> None:
         "weights": [weight_problem(*layer) for layer in LAYERS],
         "inputs": [input_problem(*layer, c) for layer in LAYERS[:2] for c in (0.1, 0.01)],
         "steps": [whole_step(name) for name in STEPS],
-        "accuracy": accuracy(),
     }
     RESULTS.write_text(json.dumps(results, indent=2) + "\n")
     print(tables(results))
-
-
-def accuracy() -> list[dict[str, Any]]:
-    rows = []
-    for method in METHODS:
-        rate = digits.choose_rate(method)
-        trainers = [digits.create(method, rate, seed) for seed in SEEDS]
-        rows.append(digits.summarize(method, rate, [digits.train(t, t.data) for t in trainers]))
-        print(method.title, "done", flush=True)
-    return rows
 
 
 def whole_step(name: str) -> dict[str, Any]:
@@ -226,18 +205,8 @@ def timed(candidates: Candidates, repeats: int) -> dict[str, float]:
 def tables(results: dict[str, Any]) -> str:
     """One aligned table for each question."""
     parts = []
-    for question in ("weights", "inputs", "steps", "accuracy"):
+    for question in ("weights", "inputs", "steps"):
         rows = results[question]
-        if question == "accuracy":
-            rows = [
-                {
-                    "method": row["method"],
-                    "lr": row["options"]["lr"],
-                    **{e: row[e]["mean"] for e in EPOCHS},
-                    "step_ms": row["step_ms"]["median"],
-                }
-                for row in rows
-            ]
         lines = [list(rows[0]), *([show(value) for value in row.values()] for row in rows)]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         parts.append(
@@ -247,17 +216,8 @@ def tables(results: dict[str, Any]) -> str:
 
 
 def readme(results: dict[str, Any]) -> str:
-    """Accuracy and whole steps as Markdown."""
+    """Whole steps as Markdown."""
     lines = [
-        "| small `cnn` on the digits | lr | after 1 epoch | after 5 epochs | ms per step |",
-        "|---|---|---|---|---|",
-    ]
-    for row in results["accuracy"]:
-        means = " | ".join(f"{row[e]['mean']:.3f} ± {row[e]['sd']:.3f}" for e in EPOCHS)
-        ms = row["step_ms"]["median"]
-        lines.append(f"| {row['method']} | {row['options']['lr']:g} | {means} | {ms:.0f} |")
-    lines += [
-        "",
         "| one step | exact | back-propagation | ratio | exact, peak memory | back-propagation |",
         "|---|---|---|---|---|---|",
     ]
@@ -268,9 +228,8 @@ def readme(results: dict[str, Any]) -> str:
         lines.append("| " + " | ".join([*cells, *(f"{size:.0f} MiB" for size in sizes)]) + " |")
     m = results["machine"]
     where = (
-        "Mean ± standard deviation over seeds 0 to 2; median steps; memory of tensors. "
-        f"{m['date']}, "
-        f"{m['cpu']}, threads: {m['threads']}, torch {m['torch']}, Python {m['python']}, float32."
+        f"Median steps; memory of tensors. {m['date']}, {m['cpu']}, threads: {m['threads']}, "
+        f"torch {m['torch']}, Python {m['python']}, float32."
     )
     return "\n".join([*lines, "", where])
 

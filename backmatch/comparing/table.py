@@ -31,23 +31,22 @@ def terminal(result: Mapping[str, Any]) -> list[str]:
 
 def markdown(result: Mapping[str, Any]) -> str:
     """``compare.md``."""
+    named = [f"| {row['name']} | {row['title']} |" for row in result["methods"]]
+    parts = [
+        [f"# {title(result)}"],
+        markdown_rows(result),
+        [f"- {note}" for note in notes(result)],
+        ["| method | what it is |", "|---|---|", *named],
+    ]
+    return "\n\n".join("\n".join(lines) for lines in parts) + "\n"
+
+
+def markdown_rows(result: Mapping[str, Any]) -> list[str]:
+    """The lines of the table alone."""
     columns = _columns(result)
-    lines = [
-        f"# {title(result)}",
-        "",
-        "| " + " | ".join(columns) + " |",
-        "|---" + "|---:" * (len(columns) - 1) + "|",
-    ]
-    lines += ["| " + " | ".join(_cells(result, row, " ± ")) + " |" for row in result["methods"]]
-    lines += [
-        "",
-        *(f"- {note}" for note in notes(result)),
-        "",
-        "| method | what it is |",
-        "|---|---|",
-    ]
-    lines += [f"| {row['name']} | {row['title']} |" for row in result["methods"]]
-    return "\n".join([*lines, ""])
+    lines = ["| " + " | ".join(columns) + " |", "|---" + "|---:" * (len(columns) - 1) + "|"]
+    rows = [_cells(result, row, " ± ") for row in result["methods"]]
+    return [*lines, *("| " + " | ".join(cells) + " |" for cells in rows)]
 
 
 def title(result: Mapping[str, Any]) -> str:
