@@ -1,4 +1,4 @@
-"""A full disk: one honest line, the previous checkpoint intact, the same bits once there is room."""
+"""A full disk: one honest line, the last checkpoint intact, the same bits once there is room."""
 
 from __future__ import annotations
 
