@@ -61,7 +61,7 @@ def worst_ratio(A: Tensor, X: Tensor, B: Tensor) -> float:
 @dtypes
 @pytest.mark.parametrize("name", TYPES)
 def test_residual_ratio_below_30_on_over_2000_matrices(name, dtype):
-    """13,836 matrices in all, 1,836 of them outside the batches of 1000; four numbers of columns."""
+    """13,836 matrices, 1,836 of them outside the batches of 1000; four numbers of columns."""
     count = 0
     for n in ORDERS:
         for lead in (*BATCHES, *([(1000,)] if n == 3 else [])):
