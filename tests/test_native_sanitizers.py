@@ -24,7 +24,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("building the core needs cmake and ninja")
     if not sanitized_core.runtimes():
         pytest.skip("the C++ compiler has no AddressSanitizer runtime (libasan, libubsan)")
-    if built := os.environ.get(sanitized_core.VARIABLE):
+    if built := os.environ.get("BACKMATCH_SANITIZED_BUILD"):
         return Path(built)
     return sanitized_core.build(tmp_path_factory.mktemp("sanitized"))
 
