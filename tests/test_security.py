@@ -199,3 +199,60 @@ def test_configs_never_import(option: str, value: str, tmp_path: Path, monkeypat
     assert main(["train", f"--{option}", value, "--out", "out"]) == 2
     assert not {name for name in set(sys.modules) - before if "evil" in name}
     assert not os.path.exists("out")
+
+
+# ---- hostile checkpoints -----------------------------------------------------------------------
+
+
+class Exploit:
+    """Makes a folder when it is unpickled."""
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, ("exploited",)
+
+
+def hostile_checkpoints() -> dict[str, bytes | None]:
+    import pickle
+
+    from backmatch.training import checkpoint
+
+    sealed = checkpoint.encode({"step": 1})
+    return {
+        "empty": b"",
+        "truncated": sealed[: len(sealed) // 2],
+        "text": b"PK\x03\x04 not a zip file",
+        "pickle": pickle.dumps(Exploit()),
+        "sealed pickle": checkpoint.encode({"step": Exploit()}),
+        "sealed list": checkpoint.encode([Exploit()]),  # type: ignore[arg-type]
+        "sealed stranger": sealed,
+        "folder": None,
+    }
+
+
+@pytest.mark.parametrize("kind", hostile_checkpoints())
+def test_hostile_checkpoints_are_refused_in_one_line(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from backmatch.cli import main
+    from backmatch.training import run
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(run, "_draw_curves", lambda *_: False)
+    command = ["train", "--data", "synthetic", "--hidden", "4", "--epochs", "1", "--method", "bp"]
+    assert main([*command, "--quiet", "--out", "run"]) == 0
+    (tmp_path / "run" / "summary.json").unlink()  # as if it had been stopped
+    content = hostile_checkpoints()[kind]
+    for name in ("checkpoint.pt", "checkpoint.previous.pt"):
+        path = tmp_path / "run" / name
+        path.unlink(missing_ok=True)
+        if content is None:
+            path.mkdir()
+        else:
+            path.write_bytes(content)
+    capsys.readouterr()
+    assert main(["train", "--resume", "run", "--quiet"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "Traceback" not in error
+    assert "checkpoint" in error
+    assert not (tmp_path / "exploited").exists()
