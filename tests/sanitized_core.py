@@ -65,6 +65,7 @@ def run(library: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         "UBSAN_OPTIONS": "print_stacktrace=1",
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests"), str(ROOT / "benchmarks")]),
         "OMP_NUM_THREADS": "2",
+        "OMP_WAIT_POLICY": "passive",  # a spinning thread takes the core from one that works
     }
     return subprocess.run(
         [sys.executable, *arguments], env=environment, cwd=ROOT, capture_output=True, text=True
