@@ -295,3 +295,26 @@ def test_ctrl_c_between_two_grads_is_undone(monkeypatch):
     monkeypatch.undo()
     assert left[0] == 0
     assert equal(everything(model, optimizer), before)
+
+
+def test_no_memory_for_the_second_new_grad(monkeypatch):
+    model, optimizer = trained()
+    optimizer.zero_grad()
+    model[4].weight.grad = torch.ones_like(model[4].weight)
+    before = everything(model, optimizer)
+    negate, left = torch.Tensor.neg, [2]
+
+    def full(self):
+        left[0] -= 1
+        if left[0] == 0:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return negate(self)
+
+    monkeypatch.setattr(torch.Tensor, "neg", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        bm.BackMatching(model, weights=bm.Gradient(), inputs=bm.Gradient()).backward(
+            batch(), square
+        )
+    monkeypatch.undo()
+    assert left[0] == 0
+    assert equal(everything(model, optimizer), before)
