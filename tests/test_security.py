@@ -161,7 +161,6 @@ def _without_network(arguments: list[str], sender: Any) -> None:
     [
         ["doctor"],
         ["train", "--data", "digits", "--epochs", "1", "--hidden", "8", "--out", "run"],
-        ["train", "--data", "synthetic", "--epochs", "1", "--hidden", "8", "--out", "run"],
         ["train", "--data", "synthetic", "--dry-run"],
         ["--version"],
         ["train", "--help"],
