@@ -15,12 +15,14 @@ TORCH_CHANGED := torch-changed
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint cuda-report clean torch-changed
+.PHONY: help demo test lint sanitize fuzz cuda-report clean torch-changed
 
 help:
 	@echo 'make demo   install and train a 64-128-128-10 net on the digits by exact back-matching'
 	@echo 'make test   install with the development tools and run every test'
 	@echo 'make lint   install with the development tools, check style and types'
+	@echo 'make sanitize   run the CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer'
+	@echo 'make fuzz   ten minutes of random calls against float64: benchmarks/results/fuzz.json'
 	@echo 'make cuda-report   compile the CUDA kernels with nvcc, no GPU needed: docs/cuda-resources.md'
 	@echo 'make clean  remove builds and caches (the virtual environment stays)'
 	@echo ''
@@ -37,6 +39,12 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+sanitize: $(VENV)/.dev
+	$(BIN)/python -m pytest -v tests/test_native_sanitizers.py
+
+fuzz: $(VENV)/.dev
+	$(BIN)/python benchmarks/fuzz.py --seconds 600 --seed 0 --out benchmarks/results/fuzz.json
 
 cuda-report: $(VENV)/.built
 	@$(BIN)/python benchmarks/cuda_report.py

@@ -18,6 +18,8 @@ def tensor(name: str, value: object) -> Tensor:
     """Refuse anything but a dense float32/float64 CPU or CUDA tensor."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+    if value.is_nested:
+        raise TypeError(f"{name} must be a dense (strided) tensor, got a nested tensor")
     if value.layout != torch.strided:
         raise TypeError(f"{name} must be a dense (strided) tensor, got layout {value.layout}")
     if value.dtype not in DTYPES:

@@ -137,7 +137,7 @@ class BackMatching:
                 empty batch, a loss that is no scalar or does not depend on the output alone.
         """
         check_ready(x)
-        with transaction(self.blocks.values(), x.device):
+        with transaction(self.blocks.values(), x.device) as before:
             swept = self._sweep(x, loss, replayable=False)
             found = reports(swept.blocks, swept.displacements, swept.steps, x.shape[0], keep)
             self._judge(found)
@@ -146,8 +146,7 @@ class BackMatching:
                 for block, step in zip(swept.blocks, swept.steps, strict=True)
                 for name, parameter in block.trainable.items()
             ]
-            for parameter, moved in grads:
-                _accumulate(parameter, moved)
+            _accumulate(grads, before)
         return Step(swept.loss, swept.outputs[-1], found)
 
     def sweep(self, x: Tensor, loss: Loss) -> Sweep:
@@ -228,12 +227,16 @@ def _forward(
     return inputs, lins
 
 
-def _accumulate(parameter: nn.Parameter, step: Tensor) -> None:
-    """As autograd does: in place where there is a grad already."""
-    if parameter.grad is None:
-        parameter.grad = step.neg().contiguous()
-    else:
-        parameter.grad.data.sub_(step)
+def _accumulate(steps: list[tuple[nn.Parameter, Tensor]], before: Snapshot) -> None:
+    """As autograd does: in place where there is a grad already; all of them or none."""
+    # What may fail for want of memory comes first.
+    fresh = [step.neg().contiguous() if p.grad is None else None for p, step in steps]
+    before.hold_grads(parameter for parameter, _ in steps)
+    for (parameter, step), grad in zip(steps, fresh, strict=True):
+        if parameter.grad is None:
+            parameter.grad = grad
+        else:
+            parameter.grad.data.sub_(step)
 
 
 def _stopped(name: str, side: str, residual: float | None) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -16,6 +18,11 @@ K, D, R = torch.eye(4), torch.ones(3, 4), torch.ones(3, 4)
 Z, w = torch.ones(5, 4), torch.ones(3, 5)
 META = torch.empty(3, 4, 2, device="meta")
 COO = torch.eye(4).to_sparse()
+with warnings.catch_warnings():  # prototypes, says torch
+    warnings.simplefilter("ignore")
+    NESTED = torch.nested.nested_tensor([torch.ones(4, 2)] * 3)
+    CSR = torch.eye(4).to_sparse_csr()
+    QUANTISED = torch.quantize_per_tensor(B, 0.1, 0, torch.qint8)
 
 CASES = [
     # not a tensor, wrong dtype, layout or device
@@ -46,6 +53,56 @@ CASES = [
         lambda: linalg.spd_solve(COO, B),
         TypeError,
         "A must be a dense (strided) tensor, got layout torch.sparse_coo",
+    ),
+    (
+        lambda: linalg.spd_solve(CSR, B),
+        TypeError,
+        "A must be a dense (strided) tensor, got layout torch.sparse_csr",
+    ),
+    (
+        lambda: linalg.spd_solve(A, NESTED),
+        TypeError,
+        "B must be a dense (strided) tensor, got a nested tensor",
+    ),
+    (
+        lambda: linalg.cg(A, NESTED),
+        TypeError,
+        "B must be a dense (strided) tensor, got a nested tensor",
+    ),
+    (
+        lambda: linalg.ridge(NESTED, R, damping=1),
+        TypeError,
+        "Z must be a dense (strided) tensor, got a nested tensor",
+    ),
+    (
+        lambda: linalg.min_norm_solve(A, QUANTISED),
+        TypeError,
+        "B must have dtype float32 or float64, got qint8",
+    ),
+    (
+        lambda: linalg.ridge(Z, w.bfloat16(), damping=1),
+        TypeError,
+        "R must have dtype float32 or float64, got bfloat16",
+    ),
+    (
+        lambda: linalg.scaled_gram_cg(K, D.numpy(), R, damping=1),
+        TypeError,
+        "D must be a torch.Tensor, got ndarray",
+    ),
+    (
+        lambda: linalg.weighted_gram(Z.to("meta"), w),
+        TypeError,
+        "Z must live on a CPU or CUDA device, got meta",
+    ),
+    (
+        lambda: linalg.spd_solve(A, torch.empty(0)),
+        ValueError,
+        "B must have shape (..., 4, k), got (0,)",
+    ),
+    (
+        lambda: linalg.min_norm_solve(A, torch.tensor(1.0)),
+        ValueError,
+        "B must have shape (..., 4, k), got ()",
     ),
     (lambda: linalg.spd_solve(A, META), TypeError, "B must live on a CPU or CUDA device, got meta"),
     (
@@ -233,6 +290,27 @@ CASES = [
         "preconditioner must be None, 'shared' or a callable, got 'jacobi'",
     ),
 ]
+
+
+def test_there_are_over_50_wrong_calls():
+    assert len(CASES) > 50
+    assert {error for _, error, _ in CASES} == {TypeError, ValueError}
+
+
+class Labelled(torch.Tensor):
+    """A subclass without behaviour of its own."""
+
+
+def test_a_plain_subclass_is_a_tensor():
+    assert torch.equal(linalg.spd_solve(A, B.as_subclass(Labelled)), linalg.spd_solve(A, B))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_masked_tensor_is_refused():
+    """Its hidden entries are unknown to every operator, ours included."""
+    masked = torch.masked.masked_tensor(B, torch.ones_like(B, dtype=torch.bool))
+    with pytest.raises(TypeError):
+        linalg.spd_solve(A, masked)
 
 
 @pytest.mark.parametrize(("call", "error", "message"), CASES, ids=[case[2] for case in CASES])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import pickle
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,24 +46,35 @@ def test_the_last_two_are_kept(tmp_path: Path) -> None:
     assert previous["step"] == 2
 
 
-def test_every_flipped_byte_is_detected() -> None:
-    sealed = checkpoint.encode(PAYLOAD)
+def damaged_copies(content: bytes) -> Iterator[bytes]:
+    """200 flipped bytes and 50 cuts at random places; every byte of the trailer, and its ends."""
     random = np.random.default_rng(0)
-    positions = [*random.integers(0, len(sealed), 200), *range(len(sealed) - 90, len(sealed))]
-    for position in positions:
-        damaged = bytearray(sealed)
-        damaged[position] ^= 1 << int(random.integers(8))
-        with pytest.raises(checkpoint.DamagedError):
-            checkpoint.decode(bytes(damaged))
+    size = len(content)
+    for position in [*random.integers(0, size, 200), *range(size - 90, size)]:
+        copy = bytearray(content)
+        copy[position] ^= 1 << int(random.integers(8))
+        yield bytes(copy)
+    for position in [*random.integers(0, size, 50), 0, size - 1]:
+        yield content[:position]
+    yield content + b"\n"
 
 
-def test_every_truncation_is_detected() -> None:
-    sealed = checkpoint.encode(PAYLOAD)
-    for size in [*np.random.default_rng(0).integers(0, len(sealed), 50), 0, len(sealed) - 1]:
-        with pytest.raises(checkpoint.DamagedError):
-            checkpoint.decode(sealed[:size])
-    with pytest.raises(checkpoint.DamagedError):
-        checkpoint.decode(sealed + b"\n")
+def test_200_flipped_bytes_and_50_truncations_fall_back_with_a_message(tmp_path: Path) -> None:
+    for step in (1, 2):
+        save(tmp_path, step)
+    newest, previous = tmp_path / checkpoint.NEWEST, tmp_path / checkpoint.PREVIOUS
+    good, before = newest.read_bytes(), previous.read_bytes()
+    count = 0
+    for damaged in damaged_copies(good):
+        newest.write_bytes(damaged)
+        previous.write_bytes(before)
+        notes: list[str] = []
+        assert load_step(tmp_path, notes) == 1
+        assert len(notes) == 1
+        assert "falling back to the previous checkpoint (checkpoint.pt: it" in notes[0]
+        assert newest.read_bytes() == before
+        count += 1
+    assert count == 200 + 90 + 50 + 3
 
 
 class Exploit:

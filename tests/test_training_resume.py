@@ -2,73 +2,19 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import os
+import shutil
 import signal
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from cli_child import count_stages, finish, kill_at, signal_at
+from cli_child import finish, signal_at
+from run_cases import ARGUMENTS, METHODS, arguments, assert_same_run, resume, state
 
 from backmatch.cli import main
-from backmatch.training import checkpoint, files, rundir
-
-ARGUMENTS = [
-    *("train", "--data", "synthetic", "--hidden", "16", "--batch-size", "512"),
-    *("--epochs", "3", "--device", "cpu", "--threads", "1", "--quiet"),
-]
-METHODS = {
-    "backmatch": ["--method", "backmatch"],
-    "bp-adam": ["--method", "bp", "--optimizer", "adam"],
-}
-
-
-def arguments(method: str, out: Path) -> list[str]:
-    return [*ARGUMENTS, *METHODS[method], "--out", str(out)]
-
-
-def resume(path: Path) -> list[str]:
-    return ["train", "--resume", str(path), "--quiet"]
-
-
-def rows(path: Path) -> list[dict[str, Any]]:
-    """The log without its wall-clock fields."""
-    return [
-        {k: v for k, v in json.loads(line).items() if not k.endswith(("_ms", "_seconds"))}
-        for line in (path / "metrics.jsonl").read_text().splitlines()
-    ]
-
-
-def state(path: Path) -> dict[str, Any]:
-    payload = checkpoint.load(path, note=pytest.fail)
-    assert payload is not None
-    return payload
-
-
-def assert_same(got: Any, expected: Any) -> None:
-    if isinstance(expected, dict):
-        assert got.keys() == expected.keys()
-        for key in expected:
-            if key not in ("elapsed_seconds", "metrics_bytes"):
-                assert_same(got[key], expected[key])
-    elif isinstance(expected, torch.Tensor):
-        assert torch.equal(got, expected)
-    else:
-        assert got == expected
-
-
-def assert_same_run(path: Path, whole: Path) -> None:
-    assert rows(path) == rows(whole)
-    assert_same(state(path), state(whole))
-    summaries = [json.loads((p / "summary.json").read_text()) for p in (path, whole)]
-    for summary in summaries:
-        for key in [key for key in summary if key.endswith(("_ms", "_seconds"))]:
-            del summary[key]
-    assert summaries[0] == summaries[1]
-    assert not list(path.glob(".*.tmp"))
+from backmatch.training import checkpoint, run, rundir
 
 
 @pytest.fixture(scope="module", params=METHODS)
@@ -88,26 +34,6 @@ def test_the_same_command_twice_gives_the_same_bits(
 ) -> None:
     assert finish(arguments(method, tmp_path / "again")) == 0
     assert_same_run(tmp_path / "again", whole)
-
-
-@pytest.mark.parametrize("point", range(6))
-def test_kill_inside_every_stage(method: str, whole: Path, tmp_path: Path, point: int) -> None:
-    path = tmp_path / "run"
-    total = count_stages(arguments(method, tmp_path / "counted"))
-    # The first calls write config.json; before it there is no run to resume.
-    call = 4 + point * (total - 4) // 5
-    assert kill_at(arguments(method, path), call) == -signal.SIGKILL
-    assert finish(resume(path)) == 0
-    assert_same_run(path, whole)
-
-
-def test_kill_again_and_again(whole: Path, method: str, tmp_path: Path) -> None:
-    path = tmp_path / "run"
-    assert kill_at(arguments(method, path), 12) == -signal.SIGKILL
-    for call in (9, 8, 11):
-        assert kill_at(resume(path), call) == -signal.SIGKILL
-    assert finish(resume(path)) == 0
-    assert_same_run(path, whole)
 
 
 @pytest.mark.parametrize(
@@ -132,52 +58,6 @@ def test_second_interrupt_leaves_at_once(method: str, tmp_path: Path) -> None:
     assert state(path)["position"]["step"] == 4
 
 
-@pytest.mark.parametrize("failing", [3, 6, 9, 12, 14])
-def test_disk_full(
-    failing: int,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    whole, path = tmp_path / "whole", tmp_path / "run"
-    assert main(arguments("bp-adam", whole)) == 0
-    left = [failing]
-
-    def full(original: Any) -> Any:
-        def call(*values: Any) -> Any:
-            left[0] -= 1
-            if left[0] <= 0:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            return original(*values)
-
-        return call
-
-    with monkeypatch.context() as patch:
-        patch.setattr(rundir, "write_fully", full(rundir.write_fully))
-        patch.setattr(checkpoint, "write_temporary", full(checkpoint.write_temporary))
-        assert main(arguments("bp-adam", path)) == 1
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    assert "No space left on device" in error
-    assert "--resume" in error
-    assert main(resume(path)) == 0
-    assert_same_run(path, whole)
-
-
-def test_disk_full_in_the_middle_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "file"
-    files.write_atomic(path, b"old")
-
-    def full(descriptor: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
-        files.write_atomic(path, b"new")
-    assert path.read_bytes() == b"old"
-    assert [p.name for p in tmp_path.iterdir()] == ["file"]
-
-
 def test_rows_after_the_checkpoint_are_cut(tmp_path: Path) -> None:
     whole, path = tmp_path / "whole", tmp_path / "run"
     assert main(arguments("bp-adam", whole)) == 0
@@ -196,15 +76,25 @@ def test_lost_rows_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert "metrics.jsonl has lost rows" in capsys.readouterr().err
 
 
-def test_damaged_checkpoint_falls_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    whole, path = tmp_path / "whole", tmp_path / "run"
+def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ten flipped bytes and ten cuts, the message, and the bits of the whole run."""
+    monkeypatch.setattr(run, "_draw_curves", lambda *_: False)  # pictures only cost time here
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     assert main(arguments("bp-adam", whole)) == 0
-    assert signal_at(arguments("bp-adam", path), 10, signal.SIGINT) == 130
-    newest = path / checkpoint.NEWEST
-    newest.write_bytes(newest.read_bytes()[:-200])
-    assert main(["train", "--resume", str(path)]) == 0
-    assert "falling back to the previous checkpoint" in capsys.readouterr().out
-    assert_same_run(path, whole)
+    assert signal_at(arguments("bp-adam", stopped), 10, signal.SIGINT) == 130
+    content = (stopped / checkpoint.NEWEST).read_bytes()
+    random = np.random.default_rng(0)
+    for number, place in enumerate(random.integers(0, len(content), 20)):
+        path = tmp_path / str(number)
+        shutil.copytree(stopped, path)
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << int(random.integers(8))
+        (path / checkpoint.NEWEST).write_bytes(damaged if number % 2 else content[:place])
+        assert main(["train", "--resume", str(path)]) == 0
+        assert "falling back to the previous checkpoint" in capsys.readouterr().out
+        assert_same_run(path, whole)
 
 
 def test_no_intact_checkpoint_is_an_error(

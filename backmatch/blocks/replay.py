@@ -66,7 +66,10 @@ class Replay:
 
 
 class Snapshot:
-    """RNG and buffers of some modules, to be put back; buffers that were reassigned too."""
+    """RNG and buffers of some modules, to be put back; buffers that were reassigned too.
+
+    Grads are put back where :meth:`hold_grads` has seen them.
+    """
 
     def __init__(self, modules: Iterable[nn.Module], device: torch.device) -> None:
         self.random = RandomState.now(device)
@@ -77,9 +80,20 @@ class Snapshot:
             for key, buffer in part._buffers.items()
             if buffer is not None
         ]
+        self.grads: list[tuple[nn.Parameter, Tensor | None, Tensor | None]] = []
+
+    def hold_grads(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Before they are written: an interrupt may come between two of them."""
+        self.grads = [
+            (p, p.grad, None if p.grad is None else p.grad.detach().clone()) for p in parameters
+        ]
 
     def restore(self) -> None:
         self.random.restore()
+        for parameter, grad, value in self.grads:
+            parameter.grad = grad
+            if grad is not None and value is not None:
+                grad.data.copy_(value)
         for table, key, buffer, value in self.buffers:
             table[key] = buffer
             # .data: graphs that saved the buffer need not know.
@@ -87,11 +101,12 @@ class Snapshot:
 
 
 @contextmanager
-def transaction(modules: Iterable[nn.Module], device: torch.device) -> Iterator[None]:
-    """Undo every change of RNG and buffers when the body fails, interrupts included."""
+def transaction(modules: Iterable[nn.Module], device: torch.device) -> Iterator[Snapshot]:
+    """Undo every change of RNG and buffers, and of the grads that the body had held, when the body
+    fails, interrupts included."""
     before = Snapshot(modules, device)
     try:
-        yield
+        yield before
     except BaseException:
         before.restore()
         raise

@@ -101,6 +101,7 @@ def _is_plain_batch(A: Tensor, B: Tensor) -> bool:
     return (
         isinstance(A, Tensor)
         and isinstance(B, Tensor)
+        and not (A.is_nested or B.is_nested)  # these have no shape to ask for
         and A.dim() == 3 == B.dim()
         and 0 < A.shape[1] == A.shape[2] == B.shape[1]
         and 0 < A.shape[0] == B.shape[0]

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from .failures import UsageError
-from .files import fsync_folder, write_temporary
+from .files import fsync_folder, removed_on_error, write_temporary
 
 NEWEST, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
 
@@ -65,9 +65,10 @@ def save(folder: Path, payload: dict[str, Any]) -> None:
     """
     newest = folder / NEWEST
     temporary = write_temporary(newest, encode(payload))
-    if newest.exists():
-        os.replace(newest, folder / PREVIOUS)
-    os.replace(temporary, newest)
+    with removed_on_error(temporary):
+        if newest.exists():
+            os.replace(newest, folder / PREVIOUS)
+        os.replace(temporary, newest)
     fsync_folder(folder)
 
 

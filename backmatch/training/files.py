@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -14,23 +15,30 @@ def write_atomic(path: Path, content: bytes) -> None:
     system. On an error (disk full) it is removed again.
     """
     temporary = write_temporary(path, content)
-    os.replace(temporary, path)
+    with removed_on_error(temporary):
+        os.replace(temporary, path)
     fsync_folder(path.parent)
 
 
 def write_temporary(path: Path, content: bytes) -> Path:
     """Write ``content`` next to ``path`` and force it to the disk; returns the file's path."""
     temporary = path.with_name(f".{path.name}.tmp")
+    with removed_on_error(temporary), temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    return temporary
+
+
+@contextlib.contextmanager
+def removed_on_error(temporary: Path) -> Iterator[None]:
+    """Where the disk is full, a half-written file must not take what room there is."""
     try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        yield
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
-    return temporary
 
 
 def write_fully(descriptor: int, content: bytes) -> None:

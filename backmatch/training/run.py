@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +36,9 @@ def resume(config: TrainConfig, path: Path, *, quiet: bool) -> int:
         trainer = create_trainer(settle(config))
         with RunFolder.reopen(path) as folder:
             shown = progress.create(quiet)
-            state = checkpoint.load(path, shown.note)
-            folder.cut(0 if state is None else trainer.restore(state, f"--resume {path}"))
+            with _writing(path, _CONTINUE):
+                state = checkpoint.load(path, shown.note)
+                folder.cut(0 if state is None else trainer.restore(state, f"--resume {path}"))
             return _run(trainer, folder, shown, interrupts)
 
 
@@ -114,6 +117,21 @@ def create_model(config: TrainConfig, dataset: data.Dataset) -> nn.Sequential:
     return model.to(torch.device(config.device), getattr(torch, config.dtype))
 
 
+_CONTINUE = "the last checkpoint is intact, make room and continue"
+_FINISH = "training is complete, make room and write the results"
+
+
+@contextmanager
+def _writing(path: Path, advice: str) -> Iterator[None]:
+    """Tell a disk that takes no more as a failed run, with the way on from there."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"cannot write in {path}: {error.strerror}; {advice} with --resume {path}"
+        ) from None
+
+
 def _run(
     trainer: Trainer, folder: RunFolder, shown: progress.Progress, interrupts: Interrupts
 ) -> int:
@@ -126,12 +144,8 @@ def _run(
         shown.note(f"note: {trainer.data.note}")
     shown.start(trainer.total, done, config.epochs)
     try:
-        finished = trainer.train(folder, shown, interrupts)
-    except OSError as error:
-        raise RunError(
-            f"cannot write in {folder.path}: {error.strerror}; the last checkpoint is intact, "
-            f"make room and continue with --resume {folder.path}"
-        ) from None
+        with _writing(folder.path, _CONTINUE):
+            finished = trainer.train(folder, shown, interrupts)
     finally:
         shown.stop()
         optimizers.close(trainer.optimizer)
@@ -147,14 +161,9 @@ def _run(
 
 def _finish(trainer: Trainer, folder: RunFolder, shown: progress.Progress) -> None:
     rows = folder.rows()
-    try:
+    with _writing(folder.path, _FINISH):
         drawn = _draw_curves(rows, trainer.config, folder)
         folder.write_summary(_summarize(trainer, rows))
-    except OSError as error:
-        raise RunError(
-            f"cannot write in {folder.path}: {error.strerror}; training is complete, "
-            f"make room and write the results with --resume {folder.path}"
-        ) from None
     last = rows[-1]
     _note_failed_probes(rows, shown)
     shown.note(

@@ -117,7 +117,11 @@ class RunFolder:
             folder.cut(0)
             write_atomic(path / CONFIG, to_json(config).encode())
         except OSError as error:
+            folder.close()
             raise RunError(f"cannot start a run in {path}: {error.strerror}") from None
+        except UsageError:
+            folder.close()
+            raise
         return folder
 
     @classmethod
@@ -133,6 +137,10 @@ class RunFolder:
         return self
 
     def __exit__(self, *unused: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the run back: its lock goes with the open file."""
         os.close(self._metrics)
 
     def cut(self, size: int) -> None:

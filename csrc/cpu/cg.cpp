@@ -85,7 +85,8 @@ Outcome<T> solve(const System<T>& s, T rtol, int64_t max_steps, Scratch<T> w) {
   while (steps < max_steps && !(fresh && square_root(rr) <= goal)) {
     multiply(s, w.p, w.Ap);
     const T curvature = dot(w.p, w.Ap, s.n);
-    if (!(curvature > T(0))) break;
+    // An infinite one: a start or a matrix whose squares leave the range. x stays where it is.
+    if (!(curvature > T(0) && curvature <= Simd<T>::kLargest && rr <= Simd<T>::kLargest)) break;
     const T alpha = rr / curvature;
     for (int64_t i = 0; i < s.n; ++i) w.x[i] += alpha * w.p[i];
     for (int64_t i = 0; i < s.n; ++i) w.r[i] -= alpha * w.Ap[i];
