@@ -64,7 +64,13 @@ def test_quoted_constants() -> None:
         assert [float(each) for each in found] == [float(value)], name
 
 
-@pytest.mark.parametrize("name", ["digits", "vision", "kernels", "step", "scaling", "gpu"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("digits_mlp", "digits_undamped", "digits_cnn", "analysis"),
+        *("vision", "kernels", "step", "scaling", "gpu"),
+    ],
+)
 def test_documents_have_markers(name: str) -> None:
     """The benchmarks put their tables between them."""
     document = "docs/performance.md" if name == "scaling" else "README.md"
