@@ -11,13 +11,12 @@ import contextlib
 import fcntl
 import json
 import os
-import re
 from pathlib import Path
 from typing import Any
 
 from ..training.failures import RunError, UsageError, show
 from ..training.files import fsync_folder, write_fully
-from ..training.rundir import check_writable
+from ..training.rundir import check_writable, free_folder
 from .options import CompareOptions, settle
 
 RUNS, RESULT, TABLE, FIGURE = "runs.jsonl", "compare.json", "compare.md", "compare.png"
@@ -32,13 +31,7 @@ _READABLE = (ValueError, LookupError, TypeError, AttributeError)
 
 def default_folder(options: CompareOptions) -> Path:
     """``runs/compare-digits-mlp``; with -2, -3, .. where that is taken."""
-    data = re.sub(r"[^A-Za-z0-9_-]+", "_", Path(options.shared["data"]).stem)[:60]
-    name = f"compare-{data}-{options.shared['model']}"
-    path, count = Path("runs") / name, 1
-    while path.exists():
-        count += 1
-        path = path.with_name(f"{name}-{count}")
-    return path
+    return free_folder(options.shared["data"], options.shared["model"], before="compare-")
 
 
 def check_new(path: Path) -> None:

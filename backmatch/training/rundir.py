@@ -26,8 +26,13 @@ _STALE = (SUMMARY, CURVES, "checkpoint.pt", "checkpoint.previous.pt")
 
 def default_folder(config: TrainConfig) -> Path:
     """``runs/digits-mlp-backmatch-seed0``; with -2, -3, .. where that is taken."""
-    data = re.sub(r"[^A-Za-z0-9_-]+", "_", Path(config.data).stem)[:60]
-    name = f"{data}-{config.model}-{config.method}-seed{config.seed}"
+    return free_folder(config.data, f"{config.model}-{config.method}-seed{config.seed}")
+
+
+def free_folder(data: str, *rest: str, before: str = "") -> Path:
+    """A folder in ``runs`` that is named after the data and is not there yet."""
+    stem = re.sub(r"[^A-Za-z0-9_-]+", "_", Path(data).stem)[:60]
+    name = before + "-".join([stem, *rest])
     path, count = Path("runs") / name, 1
     while path.exists():
         count += 1
