@@ -203,6 +203,22 @@ def test_a_block_that_writes_to_its_input():
         assert torch.allclose(p, q - q.grad, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("between", [nn.Identity(), nn.Flatten(), nn.Dropout(0.5).eval()])
+@pytest.mark.parametrize("last", [nn.ReLU(inplace=True), Gain()])
+def test_a_block_that_hands_its_input_on_to_one_that_writes_to_it(between, last):
+    torch.manual_seed(0)
+    parts = [nn.Linear(4, 5), nn.Identity(), between, last, nn.Linear(5, 2)]
+    ours = copy.deepcopy(nn.Sequential(*parts)).double()
+    theirs, x = copy.deepcopy(ours), torch.randn(6, 4, dtype=torch.float64)
+    scalar = bm.Scalar("spectral")
+    bm.BackMatching(theirs, weights=scalar, inputs=scalar).backward(x, lambda z: z.square().mean())
+    with bm.optim.ScaleAmendedSGD(ours, lr=1.0, kind="spectral") as optimizer:
+        ours(x).square().mean().backward()
+        optimizer.step()
+    for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.allclose(p, q - q.grad, rtol=1e-10, atol=1e-12)
+
+
 @pytest.mark.parametrize(
     "norm", ["weight_norm", "parametrization", "spectral", "spectral-hook", "scaling-hook"]
 )
