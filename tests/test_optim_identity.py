@@ -203,6 +203,22 @@ def test_a_block_that_writes_to_its_input():
         assert torch.allclose(p, q - q.grad, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("between", [nn.Identity(), nn.Flatten(), nn.Dropout(0.5).eval()])
+@pytest.mark.parametrize("last", [nn.ReLU(inplace=True), Gain()])
+def test_a_block_that_hands_its_input_on_to_one_that_writes_to_it(between, last):
+    torch.manual_seed(0)
+    parts = [nn.Linear(4, 5), nn.Identity(), between, last, nn.Linear(5, 2)]
+    ours = copy.deepcopy(nn.Sequential(*parts)).double()
+    theirs, x = copy.deepcopy(ours), torch.randn(6, 4, dtype=torch.float64)
+    scalar = bm.Scalar("spectral")
+    bm.BackMatching(theirs, weights=scalar, inputs=scalar).backward(x, lambda z: z.square().mean())
+    with bm.optim.ScaleAmendedSGD(ours, lr=1.0, kind="spectral") as optimizer:
+        ours(x).square().mean().backward()
+        optimizer.step()
+    for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.allclose(p, q - q.grad, rtol=1e-10, atol=1e-12)
+
+
 @pytest.mark.parametrize(
     "norm", ["weight_norm", "parametrization", "spectral", "spectral-hook", "scaling-hook"]
 )
@@ -236,3 +252,26 @@ def test_reparametrised_and_hooked_blocks(norm):
         optimizer.step()
     for p, q in zip(ours.parameters(), expected, strict=True):
         assert torch.allclose(p, q, rtol=1e-10, atol=1e-12)
+
+
+class Warming(nn.Module):
+    """A user's module that counts its calls in a plain attribute."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.calls = nn.Linear(4, 4), 0
+
+    def forward(self, z):
+        self.calls += 1
+        return self.calls * self.layer(z)
+
+
+def test_a_block_that_is_another_function_the_second_time_is_refused():
+    torch.manual_seed(0)
+    ours = nn.Sequential(Warming(), nn.Linear(4, 2))
+    before = [p.detach().clone() for p in ours.parameters()]
+    with bm.optim.ScaleAmendedSGD(ours, lr=1.0) as optimizer:
+        ours(torch.randn(6, 4)).square().mean().backward()
+        with pytest.raises(RuntimeError, match=r"block '0'.*buffers and torch's global random"):
+            optimizer.step()
+    assert all(map(torch.equal, before, ours.parameters()))

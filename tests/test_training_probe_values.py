@@ -158,6 +158,24 @@ def test_a_dead_unit_has_rank_0_and_no_condition() -> None:
     assert seen.condition.min >= 1
 
 
+def test_a_dead_sample_does_not_hide_the_condition_of_the_others() -> None:
+    """Relative damping of a sample without slopes is 0, and 0 / 0 is no condition."""
+    model = net(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3), nn.ReLU(), nn.Linear(3, 2))
+    with torch.no_grad():
+        for p in (model[0].weight, model[2].weight):
+            p.fill_(1.0)
+        for p in (model[0].bias, model[2].bias):
+            p.zero_()
+    x = torch.tensor([[1.0] * 4, [-1.0] * 4, [0.5, 0.2, 0.1, 0.0]], dtype=torch.float64)
+    side = bm.probe(bm.BackMatching(bm.partition(model)), x, square).blocks[1].input
+    assert side.damping.min == 0
+    assert side.spectrum.rank.min == 0
+    # J is all ones (3 x 5), H = 3 * ones(5, 5): largest 15, damping 0.01 * 15 / 5.
+    expected = (15 + 0.03) / 0.03
+    seen = side.spectrum.condition_damped
+    assert [seen.min, seen.max] == pytest.approx([expected, expected], rel=1e-9)
+
+
 @pytest.mark.parametrize("order", ORDERS)
 def test_losses_and_moves_are_those_of_the_step(order: str) -> None:
     model, x = net(), batch()

@@ -42,6 +42,17 @@ _READ_ONLY = (
     nn.AdaptiveAvgPool2d,
 )
 
+#: Leaves of those whose output may be their input, or a view of it.
+_MAY_HAND_ON = (
+    *RESHAPES,
+    nn.AlphaDropout,
+    nn.Dropout,
+    nn.Dropout1d,
+    nn.Dropout2d,
+    nn.Dropout3d,
+    nn.FeatureAlphaDropout,
+)
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -105,7 +116,7 @@ class Watcher:
     def watch(self, blocks: Sequence[nn.Module]) -> None:
         """Take these blocks as the chain."""
         self._blocks = list(blocks)
-        self._copies = [may_write(block) for block in blocks]
+        self._copies = copied(blocks)
         self._order: list[nn.Module] = []
         self._starts: dict[int, int] = {}
         for b, block in enumerate(blocks):
@@ -248,6 +259,26 @@ def may_write(block: nn.Module) -> bool:
         type(part) not in _READ_ONLY or getattr(part, "inplace", False)
         for part in block.modules()
         if type(part) is not nn.Sequential
+    )
+
+
+def copied(blocks: Sequence[nn.Module]) -> list[bool]:
+    """Whose inputs must be copied: of blocks that might write to them, or that might hand them on
+    to one that does (an Identity, a Flatten, a Dropout that is off).
+
+    >>> copied([nn.Linear(2, 2), nn.Identity(), nn.ReLU(inplace=True), nn.Identity()])
+    [False, True, True, False]
+    """
+    found: list[bool] = []
+    for block in reversed(blocks):
+        found.append(may_write(block) or bool(found and found[-1] and may_hand_on(block)))
+    return found[::-1]
+
+
+def may_hand_on(block: nn.Module) -> bool:
+    """Whether a block's output may share the memory of its input."""
+    return all(
+        type(part) in _MAY_HAND_ON for part in block.modules() if type(part) is not nn.Sequential
     )
 
 

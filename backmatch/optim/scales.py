@@ -159,8 +159,9 @@ def _broken(names: list[str], b: int) -> str:
     above = "the model's output" if b + 1 == len(names) else f"the input of block {names[b + 1]!r}"
     return (
         f"the output of block {names[b]!r}, computed again, is not {above}: the blocks must be "
-        "run one after the other with nothing between them, and parameters must stay as they are "
-        "between the forward pass and step()"
+        "run one after the other with nothing between them, each must depend on its input, "
+        "parameters, buffers and torch's global random numbers alone, and parameters must stay as "
+        "they are between the forward pass and step()"
     )
 
 

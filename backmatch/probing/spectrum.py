@@ -48,7 +48,8 @@ class Spectrum:
             ``None`` if there is no such system, or not exact.
         condition_damped: of H + damping I as it was solved: (largest + damping) / (smallest +
             damping), all unknowns counted. If not exact, with 0 for the smallest: an upper bound
-            up to the error of ``largest``, reached where J has a null space. ``None`` where the
+            up to the error of ``largest``, reached where J has a null space. Over the systems
+            whose damping is not 0 (relative damping of a system with J = 0 is); ``None`` where the
             solver solves no damped system of this H, or at damping 0.
     """
 
@@ -96,7 +97,7 @@ def spectrum(problem: LeastSquares, damping: float | Tensor | None) -> Spectrum:
         largest = _largest(problem, index) * problem.scale
         smallest = torch.zeros_like(largest)
     shift = _shift(problem, damping, index.to(largest.device))
-    damped = None if shift is None else Spread.of((largest + shift) / (smallest + shift))
+    damped = None if shift is None else _damped(largest, smallest, shift)
     return Spectrum(
         count,
         reason is None,
@@ -199,6 +200,12 @@ def _largest(problem: LeastSquares, index: Tensor) -> Tensor:
         T = T + torch.diag_embed(torch.stack(off[:-1], -1), -1)  # eigvalsh reads the lower half
     ritz: Tensor = torch.linalg.eigvalsh(T)[:, -1].clamp_min(0)
     return ritz.reshape(len(index), -1).amax(-1)
+
+
+def _damped(largest: Tensor, smallest: Tensor, shift: Tensor) -> Spread | None:
+    """Condition of H + damping I over the systems that are damped."""
+    solved = shift > 0
+    return Spread.of(((largest + shift) / (smallest + shift))[solved])
 
 
 def _shift(problem: LeastSquares, damping: float | Tensor | None, index: Tensor) -> Tensor | None:
