@@ -55,6 +55,20 @@ def test_recipes_differ_in_nothing_but_the_optimizer(data: str) -> None:
     assert amended["optimizer"] == "scale-amended"
 
 
+def test_a_flag_that_does_not_go_with_a_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    """The message names an option that nobody typed, so it says where it stands."""
+    recipe = ["train", "--config", "recipe:vgg13-cifar10"]
+    assert main([*recipe, "--method", "bp"]) == 2
+    assert capsys.readouterr().err == (
+        "backmatch: --blocks has no effect with --method bp; drop it "
+        "(it stands in --config 'recipe:vgg13-cifar10')\n"
+    )
+    assert main([*recipe, "--hidden", "4"]) == 2
+    assert capsys.readouterr().err.endswith(
+        "--hidden has no effect with --model vgg13_bn; drop it\n"
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_recipe_trains(name: str, tmp_path: Path) -> None:

@@ -171,6 +171,23 @@ def test_resume_after_a_change_is_refused(
     assert told in error
 
 
+def test_a_run_of_an_earlier_version(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its options were fewer: nothing that the user could undo."""
+    path = tmp_path / "run"
+    assert signal_at(arguments("bp-adam", path), 2, signal.SIGINT) == 130
+    old = state(path)
+    del old["schedule"], old["config"]["schedule"], old["config"]["weight_decay"]
+    checkpoint.save(path, old)
+    config = json.loads((path / "config.json").read_text())
+    del config["schedule"], config["weight_decay"]
+    (path / "config.json").write_text(json.dumps(config))
+    assert main(resume(path)) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "an earlier version of backmatch began this run" in error
+    assert "without --weight-decay, --schedule; finish it with that one" in error
+
+
 def test_one_process_writes_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "run"
     assert signal_at(arguments("bp-adam", path), 2, signal.SIGINT) == 130

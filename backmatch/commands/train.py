@@ -67,7 +67,7 @@ def run(parsed: argparse.Namespace) -> int:
     try:
         config = resolve(*levels)
     except ValueError as error:
-        raise UsageError(str(error)) from None
+        raise UsageError(f"{error}{_origin(str(error), given, parsed.config)}") from None
     if parsed.dry_run:
         if parsed.out is not None:
             raise UsageError("--dry-run writes nothing; drop --out")
@@ -112,6 +112,14 @@ def _configured(raw: str) -> dict[str, Any]:
     if raw.startswith(recipes.PREFIX):
         return recipes.read(raw.removeprefix(recipes.PREFIX))
     return read_config_file(_common.path("--config", raw))
+
+
+def _origin(message: str, given: dict[str, Any], config: str | None) -> str:
+    """Where the option stands that a message opens with, if it is not among the flags."""
+    named = [option.name for option in OPTIONS if message.startswith(f"{option.flag} ")]
+    if config is None or not named or named[0] in given:
+        return ""
+    return f" (it stands in --config {show(config, 100)})"
 
 
 def _given(parsed: argparse.Namespace) -> dict[str, Any]:

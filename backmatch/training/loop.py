@@ -20,7 +20,7 @@ from .data import Dataset, batches
 from .failures import RunError, UsageError
 from .interrupts import Interrupts
 from .methods import Method
-from .options import SCALED_OPTIMIZERS
+from .options import BY_NAME, SCALED_OPTIMIZERS
 from .probes import Probes
 from .progress import Progress
 from .rundir import RunFolder
@@ -225,6 +225,7 @@ class Trainer:
             UsageError: it was written with other options, versions or data, or by another program.
         """
         try:
+            _check_known(self.config, state["config"], where)
             changed = self._changes(state)
             if not changed:
                 self._load(state)
@@ -262,6 +263,16 @@ class Trainer:
         if state["cuda_rng"] is not None:
             torch.cuda.set_rng_state(state["cuda_rng"])
         self.position = Position(**state["position"])
+
+
+def _check_known(config: TrainConfig, saved: dict[str, Any], where: str) -> None:
+    """Refuse a run that was begun before an option existed: its checkpoint lacks that state."""
+    missing = [BY_NAME[name].flag for name in config.as_dict() if name not in saved]
+    if missing:
+        raise UsageError(
+            f"{where}: an earlier version of backmatch began this run, one without "
+            f"{', '.join(missing[:4])}; finish it with that one, or start a new run with --out"
+        )
 
 
 def versions() -> dict[str, str]:

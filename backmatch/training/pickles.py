@@ -22,9 +22,11 @@ Array = np.ndarray[Any, Any]
 
 #: Digits of a whole number written as text: to read many takes quadratic time.
 MOST_DIGITS = 20
-#: Instructions of a pickle; CIFAR's need six for each of 50,000 images. One byte can ask for a
-#: list, which takes 64.
-MOST_INSTRUCTIONS = 2_000_000
+#: Instructions of a pickle; CIFAR's need up to ten for each of 50,000 images. One byte can ask for
+#: a list, which takes 64.
+MOST_INSTRUCTIONS = 1_000_000
+#: Characters of a key: equal ones are compared to their end, each time that one is set.
+MOST_CHARACTERS = 100
 
 
 class RefusedError(Exception):
@@ -147,6 +149,8 @@ class _Reader(pickle._Unpickler):
         for key, value in zip(items[::2], items[1::2], strict=True):
             if type(key) not in (str, bytes):
                 raise RefusedError("a dictionary in it has keys that are no text")
+            if len(key) > MOST_CHARACTERS:
+                raise RefusedError(f"a dictionary in it has a key of {len(key)} characters")
             target[key] = value
 
 
