@@ -64,9 +64,8 @@ def measure(name: str) -> None:
 
 def readme(result: dict[str, Any]) -> str:
     """The table and its notes, without what docs/compare.md explains."""
-    return "\n".join(
-        [*table.markdown_rows(result), "", *(f"- {note}" for note in table.notes(result))]
-    )
+    notes = [f"- {note}" for note in (*table.notes(result), table.TUNED)]
+    return "\n".join([*table.markdown_rows(result), "", *notes])
 
 
 if __name__ == "__main__":

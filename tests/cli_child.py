@@ -30,8 +30,8 @@ def finish(arguments: list[str]) -> int:
     return _wait(_start(_main, arguments))
 
 
-def kill_at(arguments: list[str], stage: Stage, occurrence: int, torn: bool = False) -> int:
-    """SIGKILL just before a :data:`Stage` call; 0 where the run ends without it.
+def kill_at(arguments: list[str], stage: Stage | None, occurrence: int, torn: bool = False) -> int:
+    """SIGKILL just before a :data:`Stage` call (``None``: any); 0 where the run ends without it.
 
     With ``torn`` a row is half written by then, and of a temporary file that was about to be
     forced to the disk only half is left, as after a power failure.
@@ -115,11 +115,11 @@ def _file_of(arguments: tuple[Any, ...]) -> str:
     return os.path.basename(arguments[1])
 
 
-def _main_killed(arguments: list[str], wanted: Stage, occurrence: int, torn: bool) -> None:
+def _main_killed(arguments: list[str], wanted: Stage | None, occurrence: int, torn: bool) -> None:
     left = [occurrence]
 
     def before(stage: Stage, *call: Any) -> None:
-        left[0] -= stage == wanted
+        left[0] -= wanted in (None, stage)
         if left[0] == 0:
             if torn and stage[0] == "write":
                 originals["write"](call[0], bytes(call[1])[: len(call[1]) // 2])

@@ -337,3 +337,15 @@ def test_find_wants_one_row() -> None:
         study.find(scheme="zero")
     with pytest.raises(LookupError, match="rows have"):
         study.find(scheme="gaussian")
+
+
+def test_the_figure_has_its_own_settings_and_any_file_name() -> None:
+    matplotlib = pytest.importorskip("matplotlib")
+    from backmatch.analysis import figure
+
+    study = analysis.skip(size=6, draws=4).as_dict()
+    study["options"]["data"] = "a$b$\\frac{\n.npz"
+    result = {"studies": {"skip": study}}
+    drawn = figure.draw(result)
+    with matplotlib.rc_context({"text.usetex": True, "font.size": 30}):
+        assert figure.draw(result) == drawn

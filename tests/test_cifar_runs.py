@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from cli_child import finish, kill_at, signal_at
-from test_training_resume import assert_same_run, rows, state
+from run_cases import assert_same_run, rows, state
 
 from backmatch.cli import main
 from backmatch.training import run
@@ -87,7 +87,7 @@ def test_resume_is_bit_exact_with_augmentation_and_schedule(
     words = arguments(folder, *SCHEDULED[kind], "--quiet")
     assert finish([*words, "--out", str(tmp_path / "whole")]) == 0
     path = tmp_path / "run"
-    assert kill_at([*words, "--out", str(path)], 12) == -signal.SIGKILL
+    assert kill_at([*words, "--out", str(path)], None, 12) == -signal.SIGKILL
     assert finish(["train", "--resume", str(path), "--quiet"]) == 0
     assert_same_run(path, tmp_path / "whole")
     assert len(rows(path)) == 8
@@ -109,7 +109,7 @@ def test_other_images_are_not_continued(
     data, path = tmp_path / "data", tmp_path / "run"
     fake_cifar.write(data, "cifar10", "binary", per_file=24)
     words = arguments(data, *SCHEDULED["cosine"], "--quiet", "--out", str(path))
-    assert kill_at(words, 12) == -signal.SIGKILL
+    assert kill_at(words, None, 12) == -signal.SIGKILL
     one = data / "cifar-10-batches-bin" / "test_batch.bin"
     one.write_bytes(one.read_bytes()[:-1] + b"\0")
     assert main(["train", "--resume", str(path), "--quiet"]) == 2

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import Any
 
 import pytest
 
 pytest.importorskip("matplotlib")
 
-from backmatch.comparing import figure, methods, summary
+import matplotlib
+from matplotlib.figure import Figure
+
+from backmatch.comparing import figure, methods, summary, table
+from backmatch.comparing.axes import accuracy_axis
 
 NAMES = ("bp-sgd", "bp-momentum", "bp-adam", "scalar", "cg-1", "cg-16", "exact-inputs", "exact")
 
@@ -133,3 +138,66 @@ def test_curves_are_means_over_the_seeds_that_finished() -> None:
         low < mean < high
         for low, mean, high in zip(found["low"], found["mean"], found["high"], strict=True)
     )
+
+
+@pytest.mark.parametrize(
+    "data", ["a$b$\\frac{.npz", "a$.npz", "\u65e5\u672c.npz", "a\nb.npz", "l" * 400]
+)
+def test_any_file_name_is_drawn_without_a_warning(data: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert figure.draw(result(("bp-sgd", "exact"), data=data)).startswith(b"\x89PNG")
+
+
+def test_settings_of_the_user_change_nothing() -> None:
+    drawn = figure.draw(result())
+    with matplotlib.rc_context({"text.usetex": True, "font.size": 30, "axes.facecolor": "red"}):
+        assert figure.draw(result()) == drawn
+
+
+def test_no_error_at_all_is_called_100() -> None:
+    axes = Figure().subplots()
+    found = result(("exact",))
+    found["data"]["test"] = 5
+    found["runs"][0]["accuracy"][-1] = 1.0
+    accuracy_axis(axes, found, 0.1)
+    ticks = {float(at): axes.yaxis.get_major_formatter()(at, 0) for at in axes.get_yticks()}
+    assert ticks[10.0] == "100"
+    assert "90" not in ticks.values()
+
+
+@pytest.mark.parametrize("epochs", [[1, 2], list(range(1, 31))], ids=["two", "thirty"])
+def test_the_table_fits_a_terminal(epochs: list[int]) -> None:
+    found = result(methods.DEFAULT)
+    wide = {"mean": 0.7354, "sd": 0.1754, "seeds": [0.6, 0.8]}
+    found |= {
+        "machine": {"cpu": "a", "threads": 1},
+        "versions": {"torch": "2", "backmatch": "1"},
+        "began_unix_seconds": 0,
+    }
+    found["options"] |= {"report_epochs": epochs, "tuning_seeds": [10000], "dtype": "float32"}
+    for row in found["methods"]:
+        row |= {"lr": 0.0005, "edge": True}
+        row["summary"] |= {
+            "accuracy": {str(epoch): wide for epoch in epochs},
+            **{"best": wide, "reached": 2, "step_ms": wide, "target_seconds": wide},
+            "target_steps": {"mean": 22.0, "sd": 10.0},
+        }
+    lines = [line for text in table.terminal(found) for line in text.split("\n")]
+    assert max(map(len, lines)) <= 100
+    heading = lines[0].split("  ")
+    assert heading[0] == "method"
+    parts = sum(line.startswith("exact ") for line in lines)
+    assert parts == 1 if len(epochs) == 2 else parts > 1
+    text = "\n".join(lines)
+    assert all(f"after {epoch}" in text for epoch in epochs)
+    assert "ms/step" in text
+
+
+def test_a_run_that_diverged_takes_no_part_in_any_mean() -> None:
+    runs = [run("exact", 0, 0.1), run("exact", 1, 0.1, error="after 2 steps: NaN")]
+    found = summary.summarize(runs, goal=0.2, epochs=[1], steps_per_epoch=4)
+    assert (found["reached"], found["diverged"]) == (1, 1)
+    for name in ("target_steps", "target_seconds", "step_ms"):
+        assert found[name]["seeds"][1] is None
+        assert found[name]["mean"] == found[name]["seeds"][0]

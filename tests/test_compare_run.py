@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from cli_child import count_stages, finish, kill_at
+from cli_child import finish, kill_at, stages
 
 from backmatch.cli import main
 from backmatch.comparing import summary, table, trial
@@ -188,16 +188,16 @@ def test_the_same_command_twice_gives_the_same(whole: Path, tmp_path: Path) -> N
 
 
 @pytest.fixture(scope="module")
-def stages(tmp_path_factory: pytest.TempPathFactory) -> int:
-    return count_stages([*ARGUMENTS, "--out", str(tmp_path_factory.mktemp("counted"))])
+def calls(tmp_path_factory: pytest.TempPathFactory) -> int:
+    return len(stages([*ARGUMENTS, "--out", str(tmp_path_factory.mktemp("counted"))]))
 
 
 @pytest.mark.parametrize("point", range(4))
-def test_kill_and_resume(whole: Path, stages: int, tmp_path: Path, point: int) -> None:
+def test_kill_and_resume(whole: Path, calls: int, tmp_path: Path, point: int) -> None:
     path = tmp_path / "killed"
     # The first calls write the first line; before it there is nothing to resume.
-    call = 5 + point * (stages - 5) // 3
-    assert kill_at([*ARGUMENTS, "--out", str(path)], call) == -signal.SIGKILL
+    call = 5 + point * (calls - 5) // 3
+    assert kill_at([*ARGUMENTS, "--out", str(path)], None, call) == -signal.SIGKILL
     before = (path / "runs.jsonl").read_bytes()
     assert finish(["compare", "--resume", str(path), "--quiet"]) == 0
     assert (path / "runs.jsonl").read_bytes().startswith(before)

@@ -74,3 +74,9 @@ def test_where_all_diverge_smaller_rates_are_tried() -> None:
 def test_rates_follow_each_other(k: int) -> None:
     assert beyond(rate(k), up=True) == rate(k + 1)
     assert beyond(rate(k), up=False) == rate(k - 1)
+
+
+def test_of_equal_accuracies_a_rate_that_diverged_is_not_chosen() -> None:
+    worth = {0.1: Score(0.1, (0.0, 0.0), (3.0, 3.0)), 0.2: Score(0.2, (0.0, 0.0), ())}
+    choice = choose([0.1, 0.2], worth.__getitem__, extend=False)
+    assert choice.lr == 0.1

@@ -55,7 +55,8 @@ def test_fused_is_plain(n, preconditioned, dtype, monkeypatch):
     wanted = conjugate_gradient(A.matmul, B, **options)
     assert torch.equal(fused.converged, wanted.converged)
     assert fused.converged.sum() == 19  # all but the singular one
-    assert (fused.iterations - wanted.iterations).abs().max() <= 2 + wanted.iterations.max() // 20
+    # Past n steps it is rounding that decides, and the product's depends on the threads.
+    assert (fused.iterations - wanted.iterations).abs().max() <= 2 + wanted.iterations.max() // 8
     good = fused.converged[:, 0]
     residual = torch.linalg.vector_norm(B - A @ fused.x, dim=-2)[good]
     size = torch.linalg.vector_norm(B, dim=-2)[good]

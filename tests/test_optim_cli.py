@@ -10,7 +10,7 @@ import pytest
 import torch
 from cli_child import finish, kill_at, signal_at
 from optim_cases import hook_tables
-from test_training_resume import assert_same_run, resume, state
+from run_cases import assert_same_run, resume, state
 
 from backmatch.cli import main
 from backmatch.training.config import read_config_file, resolve, to_json
@@ -48,7 +48,7 @@ def test_a_stopped_run_goes_on_exactly(name: str, tmp_path: Path) -> None:
     assert signal_at(arguments(name, path), 4, signal.SIGINT) == 130
     assert finish(resume(path)) == 0
     assert_same_run(path, whole)
-    assert kill_at(arguments(name, killed), 14) == -signal.SIGKILL
+    assert kill_at(arguments(name, killed), None, 14) == -signal.SIGKILL
     assert finish(resume(killed)) == 0
     assert_same_run(killed, whole)
     saved = state(path)["optimizer"]["scales"]

@@ -202,3 +202,25 @@ def test_long_runs_are_thinned() -> None:
     assert len(steps) == len(values) <= 4000
     assert steps == values
     assert values[0] == 12.0
+
+
+def test_no_accuracy_above_100_is_on_an_axis(tmp_path: Path) -> None:
+    rows = run_rows()
+    for row in rows:
+        if row["kind"] == "evaluation":
+            row["test_accuracy"] = 1.0 if row["step"] > 4 else 0.996
+    run = stored_run.read(store(tmp_path / "run", rows))
+    axes = Figure().subplots()
+    overlay._draw(axes, [run], "test_accuracy", "steps")
+    low, high = axes.get_ylim()
+    assert low < 99.6
+    assert high > 100
+    assert max(at for at in axes.get_yticks() if at <= high) <= 100
+
+
+def test_names_of_the_curves_cover_no_line(tmp_path: Path) -> None:
+    page = page_of(store(tmp_path / "run"))
+    assert not any(axes.get_legend() for axes in page.axes)
+    accuracy = next(a for a in page.axes if a.get_title(loc="left") == "accuracy (%)")
+    assert [text.get_text() for text in accuracy.texts] == ["test", "training"]
+    assert all(text.xy[1] == 1 and text.xyann[1] > 0 for text in accuracy.texts)

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from cli_child import count_stages, finish, kill_at, signal_at
-from test_training_resume import assert_same, rows, state
+from cli_child import finish, kill_at, signal_at, stages
+from run_cases import assert_same, rows, state
 
 from backmatch import errors
 from backmatch.cli import main
@@ -128,8 +128,8 @@ def assert_same_probed_run(path: Path, whole: Path) -> None:
 @pytest.mark.parametrize("point", [0, 1, 2])
 def test_resume_after_a_kill(method: list[str], whole: Path, tmp_path: Path, point: int) -> None:
     path = tmp_path / "run"
-    total = count_stages([*method, str(tmp_path / "counted")])
-    assert kill_at([*method, str(path)], 4 + point * (total - 4) // 3) == -signal.SIGKILL
+    total = len(stages([*method, str(tmp_path / "counted")]))
+    assert kill_at([*method, str(path)], None, 4 + point * (total - 4) // 3) == -signal.SIGKILL
     assert finish(["train", "--resume", str(path), "--quiet"]) == 0
     assert_same_probed_run(path, whole)
 

@@ -6,7 +6,7 @@ import io
 from collections.abc import Callable
 from typing import Any
 
-import matplotlib
+import matplotlib.style
 from matplotlib.figure import Figure
 
 from . import panels
@@ -60,7 +60,7 @@ def draw(result: dict[str, Any]) -> bytes:
     if not studies:
         raise ValueError("result must hold at least one study, got none")
     heights = [_HEIGHTS[name](study) for name, study in studies.items()]
-    with matplotlib.rc_context(_RC):
+    with matplotlib.style.context(["default", _RC]):  # whatever the user's own file says
         page = Figure(figsize=(_WIDTH, sum(heights)), dpi=110, layout="constrained")
         bands = page.subfigures(len(studies), 1, height_ratios=heights, squeeze=False)[:, 0]
         for band, (name, study) in zip(bands, studies.items(), strict=True):

@@ -17,6 +17,8 @@ from matplotlib.ticker import (
     StrMethodFormatter,
 )
 
+from ..plotting.style import plain
+
 Row = dict[str, Any]
 
 # Okabe and Ito's palette: told apart with every common colour vision; markers differ as well.
@@ -34,9 +36,11 @@ _SIDES = {"input": "input side", "weight": "weight side"}
 
 def about(study: dict[str, Any]) -> str:
     """What of a study's options belongs into its title."""
+    options = study["options"]
     shown = ("size", "draws", "nets", "data")
-    parts = [f"{key} {study['options'][key]}" for key in shown if key in study["options"]]
-    return f" ({', '.join(parts)})" if parts else ""
+    parts = [f"{key} {plain(options[key])}" for key in shown if key in options]
+    # A file may be called $x$.
+    return f" ({', '.join(parts)})".replace("$", r"\$") if parts else ""
 
 
 def methods(study: dict[str, Any]) -> list[str]:

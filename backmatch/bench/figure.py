@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib
+import matplotlib.style
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter, StrMethodFormatter
 
@@ -42,7 +42,7 @@ def draw(rows: Sequence[Row]) -> bytes | None:
     timed = [row for row in rows if row.get("ratios")]
     if not curves and not timed:
         return None
-    with matplotlib.rc_context(_RC):
+    with matplotlib.style.context(["default", _RC]):  # whatever the user's own file says
         figure = _curves(curves) if curves else _points_only(timed)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", metadata={"Software": None})

@@ -52,7 +52,7 @@ def _description() -> str:
         96,
     )
     known = [*methods.NAMED.values(), methods.find("cg-4")]
-    names = "\n".join(f"  {method.name:<18} {method.title}" for method in known)
+    names = "\n".join(f"  {method.name:<18}  {method.title}" for method in known)
     return f"{about}\n\nmethods:\n{names}\n  (cg-K for any K)"
 
 

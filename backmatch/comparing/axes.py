@@ -37,7 +37,12 @@ def accuracy_axis(axes: Any, result: Mapping[str, Any], least: float, most_ticks
         apart = not ticks or ticks[-1] / error > (top / bottom) ** (1 / most_ticks)
         if apart and bottom <= error <= top:
             ticks.append(error)
+    if best > 1 - least:  # no error at all stands at its place on the axis, under its own name
+        floor = 100 * least
+        ticks = [e for e in ticks if e / floor > (top / bottom) ** (1 / most_ticks)] + [floor]
     axes.yaxis.set_major_locator(FixedLocator(ticks))
     axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(lambda error, _: f"{100 - error:g}")
+    axes.yaxis.set_major_formatter(
+        lambda error, _: "100" if error <= 100 * least else f"{100 - error:g}"
+    )
     axes.grid(color="#E3E3E3", linewidth=0.6)

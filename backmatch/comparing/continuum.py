@@ -38,7 +38,8 @@ def draw(accuracy: Any, cost: Any, result: Mapping[str, Any]) -> None:
     _draw_cost(cost, at, on, times)
     accuracy_axis(accuracy, result, least, most_ticks=9)
     accuracy.set_ylabel("test accuracy (%)")
-    accuracy.legend(frameon=False, fontsize=8.5, loc="upper left")
+    place = {"loc": "lower right", "bbox_to_anchor": (1, 1), "borderaxespad": 0.2}
+    accuracy.legend(frameon=False, fontsize=8.5, ncols=2, **place)
     cost.set_ylabel("ms per step")
     cost.set_xticks(list(at.values()), [_label(result, name) for name in at], fontsize=8)
     cost.set_xlim(-0.5, max(at.values()) + 0.5)

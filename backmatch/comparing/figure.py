@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import io
 import statistics
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
-import matplotlib
+import matplotlib.style
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import StrMethodFormatter
 
+from ..plotting.style import plain
 from . import continuum, summary
 from .axes import BLACK, GREY, ORANGE, accuracy_axis, least_error
 from .methods import find
@@ -56,9 +58,9 @@ def draw(result: Mapping[str, Any]) -> bytes:
         result: the content of ``compare.json``.
     """
     styles = _styles(result)
-    with matplotlib.rc_context(_RC):
+    with matplotlib.style.context(["default", _RC]):  # whatever the user's own file says
         figure = Figure(figsize=(11, 9), dpi=150, layout="constrained")
-        figure.suptitle(f"{title(result)}: mean over {_seeds(result)}", fontsize=10)
+        figure.suptitle(_headline(result), fontsize=10)
         rows: Any = figure.subfigures(2, 1, height_ratios=(1.12, 1))
         by_step, by_second = rows[0].subplots(1, 2, sharey=True)
         accuracy, cost = rows[1].subplots(2, 1, sharex=True, height_ratios=(1.7, 1))
@@ -89,6 +91,12 @@ def curve(result: Mapping[str, Any], name: str) -> dict[str, list[float]]:
         "low": [mean - sd for mean, sd in zip(means, deviations, strict=True)],
         "high": [mean + sd for mean, sd in zip(means, deviations, strict=True)],
     }
+
+
+def _headline(result: Mapping[str, Any]) -> str:
+    """Two lines where a path or a net is long; a file may be called $x$."""
+    text = f"{plain(title(result), 300)}: mean over {_seeds(result)}"
+    return textwrap.fill(text, 130).replace("$", r"\$")
 
 
 def _seeds(result: Mapping[str, Any]) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..training.progress import say
+from .table import WIDTH
 from .tuning import Choice
 
 try:
@@ -78,7 +80,8 @@ class Lines(Progress):
 
     def seed(self, seed: int, runs: Sequence[Mapping[str, Any]]) -> None:
         ends = ", ".join(f"{run['method']} {_end(run)}" for run in runs)
-        self.note(f"{self._count()}  seed {seed}: test accuracy (%) {ends}")
+        text = f"{self._count()}  seed {seed}: test accuracy (%) {ends}"
+        self.note(textwrap.fill(text, WIDTH, subsequent_indent="    ", break_on_hyphens=False))
 
     def note(self, text: str) -> None:
         say(text)

@@ -42,7 +42,7 @@ def summarize(
 ) -> dict[str, Any]:
     """One method's final runs, in the order of the seeds, in the numbers of the table."""
     finished = [run for run in runs if run["error"] is None]
-    reached = [reach(run, goal) for run in runs]
+    reached = [reach(run, goal) if run["error"] is None else None for run in runs]
     return {
         "accuracy": {
             str(epoch): spread([accuracy_at(run, epoch * steps_per_epoch) for run in runs])
@@ -54,7 +54,7 @@ def summarize(
         "reached": sum(at is not None for at in reached),
         "step_ms": spread(
             # The mean: a median would hide what is done every tenth step alone.
-            [statistics.fmean(run["step_ms"]) if run["step_ms"] else None for run in runs]
+            [statistics.fmean(run["step_ms"]) if run["error"] is None else None for run in runs]
         ),
         "diverged": len(runs) - len(finished),
         "unconverged_steps": sum(run["unconverged_steps"] for run in runs),

@@ -11,22 +11,33 @@ from .summary import of
 
 #: Columns of the notes on a terminal.
 WIDTH = 100
+#: Of the column that the terminal has no room for.
+TUNED = "tuned: runs that the choice of the rate took"
 #: A cell without a number.
 _NONE = "-"
+#: Left out on a terminal, where the lines above the table say it.
+_TUNED = "tuned"
 
 
 def terminal(result: Mapping[str, Any]) -> list[str]:
-    """Aligned lines and the notes on them."""
-    columns, rows = _columns(result), [_cells(result, row, "±") for row in result["methods"]]
-    widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
-    lines = [
-        "  ".join(
-            cell.rjust(width) if place else cell.ljust(width)
-            for place, (cell, width) in enumerate(zip(cells, widths, strict=True))
-        )
-        for cells in (columns, *rows)
-    ]
-    return [*lines, "", *(textwrap.fill(note, WIDTH) for note in notes(result))]
+    """Aligned lines, those of ``compare.md`` less the column ``tuned``, and the notes on them."""
+    lines = [_columns(result), *(_cells(result, row, "±") for row in result["methods"])]
+    columns = [column for column in zip(*lines, strict=True) if column[0] != _TUNED]
+    found = [line for part in _parts(columns) for line in (*part, "")]
+    return [*found, *(textwrap.fill(note, WIDTH) for note in notes(result))]
+
+
+def _parts(columns: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Tables of at most :data:`WIDTH` columns one below the other, each with the methods' names."""
+    names, *others = columns
+    parts: list[list[str]] = []
+    for column in others:
+        width = max(map(len, column)) + 2
+        if not parts or len(parts[-1][0]) + width > WIDTH:
+            longest = max(map(len, names))
+            parts.append([name.ljust(longest) for name in names])
+        parts[-1] = [line + cell.rjust(width) for line, cell in zip(parts[-1], column, strict=True)]
+    return parts
 
 
 def markdown(result: Mapping[str, Any]) -> str:
@@ -35,7 +46,7 @@ def markdown(result: Mapping[str, Any]) -> str:
     parts = [
         [f"# {title(result)}"],
         markdown_rows(result),
-        [f"- {note}" for note in notes(result)],
+        [f"- {note}" for note in (*notes(result), TUNED)],
         ["| method | what it is |", "|---|---|", *named],
     ]
     return "\n\n".join("\n".join(lines) for lines in parts) + "\n"
@@ -52,11 +63,12 @@ def markdown_rows(result: Mapping[str, Any]) -> list[str]:
 def title(result: Mapping[str, Any]) -> str:
     """``digits, mlp 128,128 relu, batch 128, 5 epochs of 11 steps``."""
     options = result["options"]
+    data = "".join(c if c.isprintable() else "?" for c in options["data"])
     net = options["model"]
     if options["hidden"] is not None:
         net += f" {','.join(map(str, options['hidden'])) or 'none'} {options['activation']}"
     return (
-        f"{options['data']}, {net}, batch {options['batch_size']}, "
+        f"{data}, {net}, batch {options['batch_size']}, "
         f"{options['epochs']} epoch{'' if options['epochs'] == 1 else 's'} of "
         f"{result['steps_per_epoch']} steps"
     )
@@ -65,7 +77,7 @@ def title(result: Mapping[str, Any]) -> str:
 def _columns(result: Mapping[str, Any]) -> list[str]:
     goal = f"{100 * result['target']['accuracy']:g}"
     after = [f"after {epoch}" for epoch in result["options"]["report_epochs"]]
-    return ["method", "lr", "tuned", *after, "best", f"steps to {goal}", f"s to {goal}", "ms/step"]
+    return ["method", "lr", _TUNED, *after, "best", f"steps to {goal}", f"s to {goal}", "ms/step"]
 
 
 def _cells(result: Mapping[str, Any], row: Mapping[str, Any], sign: str) -> list[str]:
@@ -100,13 +112,16 @@ def _cell(spread: Mapping[str, Any], sign: str, decimals: int, factor: float = 1
 
 
 def significant(spread: Mapping[str, Any], sign: str) -> str:
-    """Mean and deviation with as many decimals as give the mean three digits.
+    """Mean and deviation with as many decimals as give the mean three digits, four at most.
 
     >>> significant({"mean": 0.1534, "sd": 0.0123}, "±"), significant({"mean": 42.0, "sd": 3}, "±")
     ('0.153±0.012', '42.0±3.0')
+    >>> significant({"mean": 0.00123, "sd": 0.0004}, "±")
+    '0.0012±0.0004'
     """
     mean = spread["mean"] or 0.0
-    decimals = next((d for d, limit in ((0, 100), (1, 10), (2, 1)) if mean >= limit), 3)
+    limits = ((0, 100), (1, 10), (2, 1), (3, 0.01))
+    decimals = next((d for d, limit in limits if mean >= limit), 4)
     return _cell(spread, sign, decimals)
 
 
@@ -151,7 +166,7 @@ def _tuning_note(result: Mapping[str, Any]) -> str:
     seeds = ", ".join(map(str, result["options"]["tuning_seeds"]))
     return (
         f"lr: chosen by accuracy on {result['data']['validation']} of "
-        f"{result['data']['train']} training samples held out, seeds {seeds}; tuned: runs it took"
+        f"{result['data']['train']} training samples held out, seeds {seeds}"
     )
 
 

@@ -59,7 +59,8 @@ class Choice:
 
 
 def choose(rates: Sequence[float], score: Callable[[float], Score], extend: bool) -> Choice:
-    """The rate with the best mean accuracy; of equal ones that with the least loss, then the least.
+    """The rate with the best mean accuracy; of equal ones that with the fewest diverged seeds, then
+    that with the least loss, then the least.
 
     Args:
         rates: the first grid, ascending; of a single rate no score is asked.
@@ -96,5 +97,5 @@ def beyond(rate: float, *, up: bool) -> float:
 
 
 def _best(scores: Sequence[Score]) -> Score:
-    # A diverged seed is an accuracy of 0, so that its missing loss does not matter.
-    return max(scores, key=lambda s: (s.mean, -sum(s.loss), -s.lr))
+    # More losses, fewer diverged seeds: a missing loss must not pass for a small one.
+    return max(scores, key=lambda s: (s.mean, len(s.loss), -sum(s.loss), -s.lr))

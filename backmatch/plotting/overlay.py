@@ -63,7 +63,12 @@ def _draw(axes: Any, runs: Sequence[StoredRun], name: str, against: str) -> None
         )
     if accuracy:
         known = [value for value in every if math.isfinite(value)]
-        axes.set_ylim(top=100.5 if max(known, default=100) > 95 else 100)
+        if max(known, default=0) > 95:  # room for a marker at 100, none for a tick above it
+            least = min(known)
+            room = max(100 - least, 1)
+            axes.set_ylim(least - 0.05 * room, 100 + 0.03 * room)
+        else:
+            axes.set_ylim(top=100)
     elif not style.scale(axes, every, log=True):
         axes.set_ylim(bottom=0)
     axes.set_xlim(left=0)

@@ -70,7 +70,7 @@ def _draw_loss(axes: Any, run: StoredRun) -> None:
     axes.set_title("cross-entropy (nats)", loc="left", pad=4)
     # A step's loss is taken before its update, so step k stands at k - 1.
     steps, losses = style.thin([step - 1 for step in run.steps], style.drawable(run.losses))
-    axes.plot(steps, losses, color=style.GREY, linewidth=0.9, label="training batch")
+    axes.plot(steps, losses, color=style.GREY, linewidth=0.9, label="batch")
     found = run.evaluations
     marker = "s" if len(found.steps) <= 40 else None
     tested = style.drawable(found.test_loss)
@@ -79,7 +79,7 @@ def _draw_loss(axes: Any, run: StoredRun) -> None:
     if not logarithmic:
         axes.set_ylim(bottom=0)
     _finish(axes, run)
-    axes.legend(frameon=False, loc="best", borderaxespad=0.3)
+    _name_lines(axes)
 
 
 def _draw_accuracy(axes: Any, run: StoredRun) -> None:
@@ -94,7 +94,7 @@ def _draw_accuracy(axes: Any, run: StoredRun) -> None:
             color=style.GREY,
         )
     for values, color, marker, label in (
-        (found.train_accuracy, style.BLUE, "o", "training (epoch)"),
+        (found.train_accuracy, style.BLUE, "o", "training"),
         (found.test_accuracy, style.ORANGE, "s", "test"),
     ):
         axes.plot(
@@ -109,7 +109,25 @@ def _draw_accuracy(axes: Any, run: StoredRun) -> None:
     axes.set_ylim(top=100)
     _finish(axes, run)
     if found.steps:
-        axes.legend(frameon=False, loc="best", borderaxespad=0.3)
+        _name_lines(axes)
+
+
+def _name_lines(axes: Any) -> None:
+    """In their colours beside the title: a legend would cover lines in a panel that small."""
+    offset = 0.0
+    for line in reversed(axes.get_lines()):
+        label = str(line.get_label())
+        axes.annotate(
+            label,
+            (1, 1),
+            xytext=(-offset, 4),
+            xycoords="axes fraction",
+            textcoords="offset points",
+            color=line.get_color(),
+            fontsize=7,
+            ha="right",
+        )
+        offset += 4.0 * len(label) + 5
 
 
 def _finish(axes: Any, run: StoredRun) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from typing import Any
 
-import matplotlib
+import matplotlib.style
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
@@ -14,6 +14,12 @@ from .config import TrainConfig
 # Okabe and Ito's palette: told apart with every common colour vision.
 _BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#8C8C8C"
 
+_RC: Any = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+}
 #: Beyond this many epochs markers would hide the line.
 MOST_MARKERS = 40
 
@@ -28,14 +34,7 @@ def draw(rows: list[dict[str, Any]], config: TrainConfig) -> bytes:
     steps = [row for row in rows if row["kind"] == "step"]
     evaluations = [row for row in rows if row["kind"] == "evaluation"]
     per_epoch = len(steps) / max(len(evaluations), 1)
-    with matplotlib.rc_context(
-        {
-            "font.size": 9,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.axisbelow": True,
-        }
-    ):
+    with matplotlib.style.context(["default", _RC]):  # whatever the user's own file says
         figure = Figure(figsize=(8, 3.5), dpi=150, layout="constrained")
         loss, accuracy = figure.subplots(1, 2)
         _draw_loss(loss, steps, evaluations, per_epoch)
