@@ -41,7 +41,7 @@ def test_recipe_is_honest_and_resolves(name: str) -> None:
     assert (config.model, config.augment, config.batch_size) == ("vgg13_bn", "standard", 128)
     assert config.method == ("bp" if name.endswith(("sgd", "amended")) else "backmatch")
     if config.method == "backmatch":
-        assert (config.weights, config.inputs, config.lr) == ("auto", "auto", 1.0)
+        assert (config.weights, config.inputs, config.lr) == ("auto", "auto", 0.3)
 
 
 @pytest.mark.parametrize("data", ["cifar10", "cifar100"])
