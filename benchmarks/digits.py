@@ -27,7 +27,7 @@ _TUNING = ["--tuning-seeds", "8", "--rates", "bp-sgd=0.1,0.2,0.3,0.5,1"]
 COMPARISONS = {
     "mlp": ["--threads", "1", *_TUNING],
     "undamped": ["--threads", "1", "--methods", "exact,exact-undamped", "--rates", "1"],
-    "cnn": ["--model", "cnn", "--epochs", "3", "--tuning-seeds", "2"],
+    "cnn": ["--model", "cnn", "--epochs", "3"],
 }
 
 

@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+import backmatch as bm
 from backmatch.cli import main
-from backmatch.training import checkpoint, progress
+from backmatch.training import checkpoint, methods, progress
 from backmatch.training.config import read_config_file, resolve
 from backmatch.training.rundir import default_folder
 
@@ -217,3 +219,15 @@ def test_dry_run(
         assert sum("inputs" in line for line in table) == (
             2 if "--blocks" in METHODS[method] else 1
         )
+
+
+@pytest.mark.parametrize("order", [(0.5, float("nan"), 0.25), (float("nan"), 0.5, 0.25)])
+def test_a_residual_that_overflowed_is_not_taken_for_a_small_one(order: tuple[float, ...]) -> None:
+    records = [bm.SolveRecord("cg", "unit", 1, 1, residual=value) for value in order]
+    blocks = [bm.BlockReport(str(b), 1.0, 1.0, record, None) for b, record in enumerate(records)]
+    step = bm.Step(torch.zeros(()), torch.zeros(1, 1), blocks)
+    found = methods.summarize(step)
+    bad = next(b for b, value in enumerate(order) if value != value)
+    assert (found["residual"], found["residual_block"]) == (None, f"{bad} weights")
+    step = bm.Step(torch.zeros(()), torch.zeros(1, 1), [blocks[b] for b in range(3) if b != bad])
+    assert methods.summarize(step)["residual"] == 0.5

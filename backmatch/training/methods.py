@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -125,8 +126,8 @@ def summarize(step: Step) -> dict[str, Any]:
     """The solves of a step in four numbers: is every system solved, and at what cost?
 
     ``residual`` is the worst relative residual of the normal equations over all blocks and
-    sides and ``residual_block`` where it stood; ``iterations`` is the most that any conjugate
-    gradient took.
+    sides and ``residual_block`` where it stood; ``None`` is one that overflowed and cannot be told.
+    ``iterations`` is the most that any conjugate gradient took.
     """
     worst, where, iterations, converged = 0.0, "", 0, True
     for block in step.blocks:
@@ -135,10 +136,13 @@ def summarize(step: Step) -> dict[str, Any]:
                 continue
             iterations = max(iterations, record.iterations)
             converged = converged and record.converged
-            if record.residual is not None and record.residual > worst:
-                worst, where = record.residual, f"{block.name} {side}"
+            if record.residual is None:
+                continue
+            residual = math.inf if math.isnan(record.residual) else record.residual
+            if residual > worst:
+                worst, where = residual, f"{block.name} {side}"
     return {
-        "residual": worst,
+        "residual": worst if math.isfinite(worst) else None,
         "residual_block": where,
         "iterations": iterations,
         "converged": converged,

@@ -168,7 +168,8 @@ OPTIONS: tuple[Option, ...] = (
         "model",
         _DATA,
         "network; mlp (Linear + activation) takes any data, the others images: cnn (small, batch "
-        "norm) and resnet20 of 5x5 and more, vgg (bn: with batch norm) of 32x32; default mlp",
+        "norm) of 4x4 and more, resnet20 of 5x5 and more, vgg (bn: with batch norm) of 32x32; "
+        "default mlp",
         default="mlp",
         **_choices(MODELS),
     ),
