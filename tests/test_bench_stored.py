@@ -116,3 +116,24 @@ def test_every_benchmark_has_help(name: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"usage: {name}.py")
+
+
+def test_readme_shows_the_stored_comparisons_and_studies() -> None:
+    import analysis
+    import digits
+
+    readme = (BENCHMARKS.parent / "README.md").read_text()
+    for name in digits.COMPARISONS:
+        assert digits.readme(json.loads(digits.path(name).read_text())) in readme, name
+    assert analysis.table(json.loads(analysis.RESULTS.read_text())) in readme
+
+
+def test_stored_comparisons_can_be_drawn_and_hold_no_tuning_curves() -> None:
+    import digits
+
+    from backmatch.comparing import figure
+
+    for name in digits.COMPARISONS:
+        result = json.loads(digits.path(name).read_text())
+        assert {run["kind"] for run in result["runs"]} == {"final"}
+    assert figure.draw(result).startswith(b"\x89PNG")
